@@ -1,0 +1,47 @@
+# saeflow: `make demo` on a fresh machine (Python 3.11+, pip, make, git) installs into .venv and runs the demo.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+CORE := .venv/.core
+TESTS := .venv/.tests
+SWIFT := .venv-swift/.swift
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench
+
+help:  ## this list
+	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile
+
+install: $(CORE)  ## install what the demo needs into .venv (again when the pinned versions change)
+
+demo: $(CORE)  ## text -> labelled sparse autoencoder, on this machine, in minutes; ARGS go to `saeflow run demo`
+	@$(BIN)/saeflow run demo $(ARGS)
+
+test: $(TESTS) swift  ## every test; ARGS go to pytest, for example ARGS='-k store -x'
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(TESTS)  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy sae_core tasks
+
+bench: $(TESTS)  ## speed against a floor measured in the same run
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.
+$(CORE): pyproject.toml constraints.txt install.py
+	@$(PYTHON) install.py .venv constraints.txt -e .
+	@touch $@
+
+$(TESTS): $(CORE) pyproject.toml constraints.txt install.py
+	@$(PYTHON) install.py .venv constraints.txt -e '.[test]'
+	@touch $@
+
+# The S3 server of the tests lives apart: it pins other versions. Without it the S3 tests say so and skip (in CI they fail).
+.PHONY: swift
+swift:
+	@$(MAKE) -s --no-print-directory $(SWIFT) || echo "OpenStack Swift could not be installed: the S3 tests will be skipped."
+
+$(SWIFT): tests/servers/swift-constraints.txt install.py
+	@$(PYTHON) install.py .venv-swift tests/servers/swift-constraints.txt swift 'setuptools<80'
+	@touch $@
