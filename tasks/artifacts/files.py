@@ -1,0 +1,267 @@
+"""Where a store's bytes lie: a local folder or object storage, behind the same ten verbs.
+
+Paths are relative to the store's root, with forward slashes. A write is whole or not there: locally by rename,
+remotely because an object appears only when its upload is complete.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.errors import StoreError
+
+TEMPORARY = ".tmp-"  # names of unfinished local writes start so; they are never listed
+
+
+class Files(Protocol):
+    """The ten verbs a store needs."""
+
+    url: str
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a small file, or None when there is none."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes or replaces a small file in one step."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes a small file unless one is there; False when one is. Exclusive where the store can be."""
+
+    def upload(self, source: Path, path: str) -> None:
+        """Brings a local file into the store and checks that all of it arrived."""
+
+    def download(self, path: str, target: Path) -> None:
+        """Copies a stored file to a local path."""
+
+    def names(self, folder: str) -> list[str]:
+        """All files below a folder, as paths relative to it, sorted."""
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly below a folder, sorted."""
+
+    def remove(self, path: str) -> None:
+        """Removes a file, or a folder with all below it; nothing happens when there is none."""
+
+    def local(self, path: str) -> Path | None:
+        """The local path of a stored file where there is one, else None."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that can still be stored; None where the store does not say."""
+
+
+class LocalFiles:
+    """A folder. Writes are fsynced and renamed, so a power cut leaves the old file or the new one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+        self.url = str(self.root)
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except PermissionError as error:
+            raise StoreError(f"The store file {self.root / path} cannot be read: {error.strerror}.") from error
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._temporary(path, data) as (temporary, target):
+            os.replace(temporary, target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with self._temporary(path, data) as (temporary, target):
+            try:
+                os.link(temporary, target)  # fails when the target exists: the atomic test-and-set of a file system
+            except FileExistsError:
+                return False
+        return True
+
+    def upload(self, source: Path, path: str) -> None:
+        target = self.root / path
+        with _said(self.url):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            fsync(target)
+
+    def download(self, path: str, target: Path) -> None:
+        shutil.copyfile(self.root / path, target)
+
+    def names(self, folder: str) -> list[str]:
+        base = self.root / folder
+        found = (entry for entry in base.rglob("*") if entry.is_file() and not entry.name.startswith(TEMPORARY))
+        return sorted(entry.relative_to(base).as_posix() for entry in found)
+
+    def folders(self, folder: str) -> list[str]:
+        base = self.root / folder
+        return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else []
+
+    def remove(self, path: str) -> None:
+        target = self.root / path
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
+
+    def local(self, path: str) -> Path | None:
+        return self.root / path
+
+    def free_bytes(self) -> int | None:
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        return shutil.disk_usage(there).free
+
+    @contextlib.contextmanager
+    def _temporary(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        target = self.root / path
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        with _said(self.url):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(data)
+                fsync(temporary)
+                yield temporary, target
+                fsync(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+class RemoteFiles:
+    """Object storage through fsspec. Credentials come from the environment, never from the URL or a pickle."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        with _said(self.url):
+            self.fs, self.root = _filesystem(self.url)
+
+    def read(self, path: str) -> bytes | None:
+        with _said(self.url):
+            try:
+                return bytes(self.fs.cat_file(self._at(path)))
+            except FileNotFoundError:
+                self._require_bucket()
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        with _said(self.url):
+            self.fs.pipe_file(self._at(path), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with _said(self.url):
+            if self.fs.exists(self._at(path)):
+                return False
+            try:
+                self.fs.pipe_file(self._at(path), data, mode="create")
+            except OSError as error:
+                refused = isinstance(error, FileExistsError) or error.errno == errno.EINVAL
+                if not refused and "PreconditionFailed" not in str(error):
+                    raise
+                # Our own write may have won although its answer was lost: what is stored decides.
+                return bool(self.fs.cat_file(self._at(path)) == data)
+            return True
+
+    def upload(self, source: Path, path: str) -> None:
+        with _said(self.url):
+            self.fs.put_file(str(source), self._at(path))
+            stored = self.fs.info(self._at(path))["size"]
+        if stored != source.stat().st_size:
+            raise StoreError(
+                f"{self.url}/{path} holds {stored} bytes after the upload of {source.stat().st_size}; "
+                "run the same command again."
+            )
+
+    def download(self, path: str, target: Path) -> None:
+        with _said(self.url):
+            self.fs.get_file(self._at(path), str(target))
+
+    def names(self, folder: str) -> list[str]:
+        with _said(self.url):
+            base = self._at(folder)
+            return sorted(str(name)[len(base) + 1 :] for name in self.fs.find(base) if len(str(name)) > len(base))
+
+    def folders(self, folder: str) -> list[str]:
+        with _said(self.url):
+            try:
+                entries = self.fs.ls(self._at(folder), detail=True)
+            except FileNotFoundError:
+                self._require_bucket()
+                return []
+        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+
+    def remove(self, path: str) -> None:
+        with _said(self.url), contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self._at(path), recursive=True)
+
+    def local(self, path: str) -> Path | None:
+        return None
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def _at(self, path: str) -> str:
+        return f"{self.root}/{path}".rstrip("/")
+
+    def _require_bucket(self) -> None:
+        """A missing bucket looks like a missing file; only the second is normal."""
+        bucket = self.root.split("/")[0]
+        if not self.fs.exists(bucket):
+            raise StoreError(f"The bucket {bucket!r} of the store {self.url} does not exist; create it, or check --store.")
+
+
+def open_files(url: str) -> Files:
+    """The backend for a store URL: a path or file:// is local, anything else goes through fsspec."""
+    if "://" not in url or url.startswith("file://"):
+        return LocalFiles(Path(url.removeprefix("file://")))
+    return RemoteFiles(url)
+
+
+def fsync(path: Path) -> None:
+    """Forces a file's (or folder's) bytes onto the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    # Stale listings have been seen to hide fresh objects; a dead endpoint must be told in seconds, not minutes.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3}}
+    fs, root = fsspec.core.url_to_fs(url, **options)
+    return fs, str(root).rstrip("/")
+
+
+@contextlib.contextmanager
+def _said(url: str) -> Iterator[None]:
+    """Turns what a backend raises into one sentence that names the store and what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise StoreError(
+            f"The store {url} refuses access ({error}); check the permissions of the folder or bucket, and for S3 "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"The store {url} is full; free some space (saeflow gc) or choose another --store.") from error
+        raise StoreError(f"The store {url} failed: {error}.") from error
+    except Exception as error:
+        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            raise StoreError(
+                f"The store {url} cannot be used ({type(error).__name__}: {error}); check the endpoint "
+                "(AWS_ENDPOINT_URL), the network, and AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY."
+            ) from error
+        if isinstance(error, ImportError | ValueError):
+            raise StoreError(f"The store URL {url!r} cannot be used: {error}. Use a folder or s3://bucket/prefix.") from error
+        raise

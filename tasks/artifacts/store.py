@@ -1,0 +1,109 @@
+"""A store of artifacts: which files make an artifact, and the one step that commits it.
+
+    <store>/<stage>/<key>/manifest.json                    written last: the commit
+    <store>/<stage>/<key>/attempts/<attempt>/...           data files, never overwritten
+    <store>/<stage>/<key>/attempts/<attempt>.json          that attempt's own copy of its manifest
+    <store>/<stage>/<key>/attempts/<attempt>.owner         who is filling it, while it is being filled
+    <store>/<stage>/<key>/progress/...                     mutable; removed after the commit
+"""
+
+import functools
+import uuid
+from collections.abc import Iterator
+
+from tasks.artifacts.files import Files, open_files
+from tasks.artifacts.manifest import InputReference, Manifest, read_manifest
+from tasks.errors import StoreError
+
+
+class Store:
+    """Artifacts below one URL. Cheap to make; `open_store` keeps one per process and URL."""
+
+    def __init__(self, url: str) -> None:
+        self.files: Files = open_files(url)
+        self.url = self.files.url
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The committed manifest of a key, or None. Reads nothing else: existence is the commit."""
+        return self._read(manifest_path(stage, key))
+
+    def attempt(self, reference: InputReference) -> Manifest | None:
+        """The manifest of one exact attempt, also of one that `--force` has superseded."""
+        folder = attempt_folder(reference.stage, reference.key, reference.attempt)
+        found = self._read(f"{folder}.json")
+        if found is None:
+            current = self.manifest(reference.stage, reference.key)
+            found = current if current is not None and current.attempt == reference.attempt else None
+        return found
+
+    def commit(self, manifest: Manifest, replace: bool = False) -> Manifest:
+        """Makes an attempt the artifact of its key and returns the manifest that holds now.
+
+        The first commit of a key wins (where the store can create exclusively); a later one of the same key goes on
+        with the winner. `replace` (from --force) repoints the key instead.
+        """
+        text = manifest.to_json().encode()
+        self.files.write(f"{attempt_folder(manifest.stage, manifest.key, manifest.attempt)}.json", text)
+        path = manifest_path(manifest.stage, manifest.key)
+        if replace:
+            self.files.write(path, text)
+        else:
+            self.files.create(path, text)
+        held = self.manifest(manifest.stage, manifest.key)
+        if held is None:
+            raise StoreError(f"{self.url}/{path} was written but cannot be read back; run the same command again.")
+        return held
+
+    def stages(self) -> list[str]:
+        """Names of the stages that have anything stored."""
+        return [name for name in self.files.folders("") if not name.startswith(".")]
+
+    def keys(self, stage: str) -> list[str]:
+        """Keys of a stage that have anything stored, committed or not."""
+        return self.files.folders(stage)
+
+    def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
+        """All committed manifests, of one stage or of all."""
+        for name in [stage] if stage else self.stages():
+            for key in self.keys(name):
+                found = self.manifest(name, key)
+                if found is not None:
+                    yield found
+
+    def check(self) -> None:
+        """Writes, reads and removes a small file: a wrong key, a missing bucket or a dead endpoint is said at once."""
+        probe, data = f".probe/{uuid.uuid4().hex}", b"saeflow"
+        self.files.write(probe, data)
+        if self.files.read(probe) != data:
+            raise StoreError(f"The store {self.url} does not give back what was written to it; choose another --store.")
+        self.files.remove(".probe")
+
+    def _read(self, path: str) -> Manifest | None:
+        text = self.files.read(path)
+        return None if text is None else read_manifest(text, f"{self.url}/{path}")
+
+
+@functools.lru_cache(maxsize=16)
+def open_store(url: str) -> Store:
+    """The store at a URL, one per process."""
+    return Store(url)
+
+
+def key_folder(stage: str, key: str) -> str:
+    """Folder of one key, relative to the store."""
+    return f"{stage}/{key}"
+
+
+def manifest_path(stage: str, key: str) -> str:
+    """Path of a key's manifest, relative to the store."""
+    return f"{key_folder(stage, key)}/manifest.json"
+
+
+def attempt_folder(stage: str, key: str, attempt: str) -> str:
+    """Folder of one attempt's data files, relative to the store."""
+    return f"{key_folder(stage, key)}/attempts/{attempt}"
+
+
+def progress_folder(stage: str, key: str) -> str:
+    """Folder of a key's progress, relative to the store."""
+    return f"{key_folder(stage, key)}/progress"

@@ -1,0 +1,186 @@
+"""What a running stage holds: an empty folder to fill, its progress, and a way to say how far it is."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.lease import LEASE, Lease, is_dead, this_process
+from tasks.artifacts.store import Store, attempt_folder, progress_folder
+from tasks.errors import InputError
+from tasks.runtime import Runtime
+from tasks.settings import settings
+
+Report = Callable[[float, float, str], None]
+REPORT_SECONDS = 0.2
+
+
+class Progress:
+    """A key's mutable files: they outlive a crash of the run and are removed after the commit."""
+
+    def __init__(self, store: Store, stage: str, key: str, held: Lease) -> None:
+        self._files = store.files
+        self._folder = progress_folder(stage, key)
+        self._held = held
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes or replaces one file in one step; LeaseLost when another driver holds the key now."""
+        self._held.require()
+        self._files.write(f"{self._folder}/{name}", data)
+
+    def read(self, name: str) -> bytes | None:
+        """One file's bytes, or None."""
+        return self._files.read(f"{self._folder}/{name}")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON value."""
+        self.write(name, json.dumps(value, sort_keys=True).encode())
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON value, or None when there is no such file."""
+        data = self.read(name)
+        return None if data is None else json.loads(data)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names that begin with a prefix, sorted; the lease is not among them."""
+        return [name for name in self._files.names(self._folder) if name.startswith(prefix) and name != LEASE]
+
+    def delete(self, name: str) -> None:
+        """Removes a file or a folder."""
+        self._held.require()
+        self._files.remove(f"{self._folder}/{name}")
+
+    @property
+    def url(self) -> str:
+        """URL (or local path) of the folder, from which another process builds its own file system."""
+        return f"{self._files.url}/{self._folder}"
+
+    @property
+    def filesystem(self) -> Any:
+        """An fsspec file system that sees the folder."""
+        import fsspec
+
+        return getattr(self._files, "fs", None) or fsspec.filesystem("file")
+
+    @property
+    def root(self) -> str:
+        """The folder's path in `filesystem`."""
+        return f"{getattr(self._files, 'root', '')}/{self._folder}"
+
+
+@dataclass
+class Workspace:
+    """Handed to a stage's function; everything left in `path` becomes the artifact's data."""
+
+    path: Path
+    scratch: Path
+    key: str
+    runtime: Runtime
+    on_report: Report = lambda done, total, unit: None
+    on_log: Callable[[str], None] = lambda message: None
+    contents: dict[str, str] = field(default_factory=dict)
+    held: Progress | None = None
+    _reported: float = 0.0
+
+    @property
+    def progress(self) -> Progress:
+        """The key's progress files; only for stages declared with progress=True."""
+        if self.held is None:
+            raise TypeError("This stage was not declared with Stage(..., progress=True), so it has no progress folder.")
+        return self.held
+
+    def report(self, done: float, total: float, unit: str) -> None:
+        """Says how far the work is; cheap enough to call in every loop."""
+        now = time.monotonic()
+        if now - self._reported >= REPORT_SECONDS or done >= total:
+            self._reported = now
+            self.on_report(done, total, unit)
+
+    def log(self, message: str) -> None:
+        """Says something a person following the run wants to know."""
+        self.on_log(message)
+
+    def content(self, name: str, sha256: str) -> None:
+        """Names what a data file means (64 hex digits), where its raw bytes carry an encoder's noise."""
+        self.contents[name] = sha256
+
+
+class Attempt:
+    """One attempt to fill a key: its folder in the store (local) or beside it (remote), and its end."""
+
+    def __init__(self, store: Store, stage: str, key: str) -> None:
+        self.name = uuid.uuid4().hex[:12]
+        self._store = store
+        self._folder = attempt_folder(stage, key, self.name)
+        self._scratch = own_scratch() / self.name
+        _clean_dead_attempts(store, stage, key)
+        store.files.write(f"{self._folder}.owner", json.dumps(this_process()).encode())
+        self._in_place = store.files.local(self._folder)
+        self.path = self._in_place or self._scratch / "data"
+        self.scratch = self._scratch / "work"
+        self.path.mkdir(parents=True)
+        self.scratch.mkdir(parents=True)
+
+    def store_file(self, path: Path, name: str) -> None:
+        """Makes one data file durable in the store."""
+        from tasks.artifacts.files import fsync
+
+        if self._in_place is None:
+            self._store.files.upload(path, f"{self._folder}/{name}")
+        else:
+            fsync(path)
+
+    def keep(self) -> None:
+        """After the commit: the data stay, everything temporary goes."""
+        self._store.files.remove(f"{self._folder}.owner")
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Removes all that this attempt has written."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        with contextlib.suppress(Exception):  # the error that led here is the one to tell
+            self._store.files.remove(self._folder)
+            self._store.files.remove(f"{self._folder}.json")
+            self._store.files.remove(f"{self._folder}.owner")
+
+
+def own_scratch() -> Path:
+    """This process's folder for temporary files; those of dead processes are removed on the way."""
+    import psutil
+
+    base = settings().scratch
+    mine = base / f"{os.getpid()}-{psutil.Process().create_time():.0f}"
+    if not mine.exists():
+        try:
+            mine.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The scratch folder {base} cannot be made ({error.strerror}); set SAEFLOW_SCRATCH to a writable folder."
+            ) from error
+        for other in base.iterdir():
+            pid, _, _ = other.name.partition("-")
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(other, ignore_errors=True)
+    return mine
+
+
+def _clean_dead_attempts(store: Store, stage: str, key: str) -> None:
+    """Removes what killed attempts of this machine have left behind for this key."""
+    attempts = attempt_folder(stage, key, "").rstrip("/")
+    for name in store.files.names(attempts):
+        if name.endswith(".owner"):
+            text = store.files.read(f"{attempts}/{name}")
+            with contextlib.suppress(ValueError, KeyError):
+                if text and is_dead(json.loads(text)):
+                    attempt = name.removesuffix(".owner")
+                    committed = store.manifest(stage, key)
+                    if committed is None or committed.attempt != attempt:
+                        store.files.remove(f"{attempts}/{attempt}")
+                        store.files.remove(f"{attempts}/{attempt}.json")
+                    store.files.remove(f"{attempts}/{name}")

@@ -1,0 +1,61 @@
+"""How a run is carried out: workers, threads, devices, budgets. Never hashed: it may change between a run and its
+resumption without making anything stale (what changes bits belongs into a stage's Spec instead)."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Runtime(BaseModel):
+    """How to run: recorded in each manifest as advice, part of no key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ray_address: str | None = Field(
+        None, title="Ray address", description="Ray cluster to use (host:port or auto); empty starts a local one.",
+        json_schema_extra={"position": 0},
+    )
+    ray_dashboard: str | None = Field(
+        None, title="Ray dashboard URL", description="Jobs API of that cluster, such as http://head:8265.",
+        json_schema_extra={"position": 1},
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", title="Device", description="Where models run; auto takes a GPU when the cluster has one.",
+        json_schema_extra={"position": 2},
+    )
+    window: int = Field(
+        4, ge=1, title="Shards in flight", description="Captured shards on disk at once: peak space = this x a shard.",
+        json_schema_extra={"position": 3},
+    )
+    capture_workers: int = Field(
+        2, ge=1, title="Capture workers", description="Ray actors that each hold the model once.",
+        json_schema_extra={"position": 4},
+    )
+    capture_threads: int = Field(
+        1, ge=1, title="Threads per capture worker", description="CPU threads of one capture worker.",
+        json_schema_extra={"position": 5},
+    )
+    train_workers: int = Field(
+        2, ge=1, title="Training workers", description="Ranks of data-parallel training; must divide the batch size.",
+        json_schema_extra={"position": 6},
+    )
+    train_threads: int = Field(
+        1, ge=1, title="Threads per training worker", description="CPU threads of one rank.",
+        json_schema_extra={"position": 7},
+    )
+    checkpoint_every_steps: int = Field(
+        500, ge=1, title="Steps between checkpoints", description="A killed training repeats at most this many steps.",
+        json_schema_extra={"position": 8},
+    )
+    budget_dollars: float = Field(
+        5.0, ge=0, title="Claude budget", description="US dollars that labelling may cost; checked before it is sent.",
+        json_schema_extra={"position": 9},
+    )
+    batch_hours: float = Field(
+        24.0, gt=0, title="Longest wait for a batch", description="Hours to wait for Claude's answers.",
+        json_schema_extra={"position": 10},
+    )
+    wandb: Literal["online", "offline", "disabled"] = Field(
+        "offline", title="wandb", description="Where the training's view goes; history.parquet is written always.",
+        json_schema_extra={"position": 11},
+    )

@@ -1,0 +1,58 @@
+"""The only reader of the environment: where things are kept and which services are at hand.
+
+Nothing here is ever hashed into a key. Secrets stay `SecretStr`: they print as stars and enter no file.
+
+    SAEFLOW_STORE      where artifacts live: a folder or s3://bucket/prefix    (default ./saeflow-store)
+    SAEFLOW_CACHE      small state and downloaded copies                       (default ~/.cache/saeflow)
+    SAEFLOW_SCRATCH    temporary files of running stages, as large as a shard  (default <cache>/scratch)
+    SAEFLOW_WANDB      online, offline or disabled                             (default WANDB_MODE, else offline)
+    ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL    the labelling service
+    PREFECT_API_URL    a Prefect server to report to; without it a temporary one
+    AWS_*              S3 credentials and endpoint (AWS_ENDPOINT_URL), read by the S3 library itself
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import BaseModel, ConfigDict, SecretStr
+
+from tasks.errors import InputError
+
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+class Settings(BaseModel):
+    """What the environment says, read once by `settings()`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str
+    cache: Path
+    scratch: Path
+    wandb: WandbMode
+    anthropic_api_key: SecretStr | None
+    anthropic_base_url: str | None
+    prefect_api_url: str | None
+    s3_endpoint: str | None
+
+
+def settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Reads the environment (or the mapping given by a test). Empty variables count as absent."""
+    given = {name: value for name, value in (os.environ if environment is None else environment).items() if value}
+    cache = Path(given.get("SAEFLOW_CACHE") or Path(given.get("XDG_CACHE_HOME", "~/.cache")) / "saeflow").expanduser()
+    wandb = given.get("SAEFLOW_WANDB", given.get("WANDB_MODE", "offline"))
+    if wandb not in ("online", "offline", "disabled"):
+        raise InputError(f"SAEFLOW_WANDB (or WANDB_MODE) is {wandb!r}; set it to online, offline or disabled.")
+    key = given.get("ANTHROPIC_API_KEY")
+    return Settings(
+        store=given.get("SAEFLOW_STORE", "saeflow-store"),
+        cache=cache,
+        scratch=Path(given.get("SAEFLOW_SCRATCH", cache / "scratch")).expanduser(),
+        wandb=cast(WandbMode, wandb),
+        anthropic_api_key=SecretStr(key) if key else None,
+        anthropic_base_url=given.get("ANTHROPIC_BASE_URL"),
+        prefect_api_url=given.get("PREFECT_API_URL"),
+        s3_endpoint=given.get("AWS_ENDPOINT_URL_S3", given.get("AWS_ENDPOINT_URL")),
+    )
