@@ -76,7 +76,7 @@ class Artifact:
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with self._download(entry, kept.parent) as temporary:
-                os.replace(temporary, kept)
+                temporary.replace(kept)
         self._verify(kept, entry)
         return kept
 

@@ -71,7 +71,7 @@ class LocalFiles:
 
     def write(self, path: str, data: bytes) -> None:
         with self._temporary(path, data) as (temporary, target):
-            os.replace(temporary, target)
+            temporary.replace(target)
 
     def create(self, path: str, data: bytes) -> bool:
         with self._temporary(path, data) as (temporary, target):
@@ -208,7 +208,7 @@ class RemoteFiles:
         """A missing bucket looks like a missing file; only the second is normal."""
         bucket = self.root.split("/")[0]
         if not self.fs.exists(bucket):
-            raise StoreError(f"The bucket {bucket!r} of the store {self.url} does not exist; create it, or check --store.")
+            raise StoreError(f"The bucket {bucket!r} of store {self.url} does not exist; create it, or check --store.")
 
 
 def open_files(url: str) -> Files:
@@ -254,7 +254,7 @@ def _said(url: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"The store {url} is full; free some space (saeflow gc) or choose another --store.") from error
+            raise StoreError(f"The store {url} is full; free space (saeflow gc) or choose another --store.") from error
         raise StoreError(f"The store {url} failed: {error}.") from error
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
@@ -263,5 +263,5 @@ def _said(url: str) -> Iterator[None]:
                 "(AWS_ENDPOINT_URL), the network, and AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY."
             ) from error
         if isinstance(error, ImportError | ValueError):
-            raise StoreError(f"The store URL {url!r} cannot be used: {error}. Use a folder or s3://bucket/prefix.") from error
+            raise StoreError(f"The store URL {url!r} is not usable: {error}. Give a folder or s3://bucket/x.") from error
         raise

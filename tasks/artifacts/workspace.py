@@ -161,7 +161,7 @@ def own_scratch() -> Path:
             mine.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The scratch folder {base} cannot be made ({error.strerror}); set SAEFLOW_SCRATCH to a writable folder."
+                f"The scratch folder {base} cannot be made ({error.strerror}); set SAEFLOW_SCRATCH to another folder."
             ) from error
         for other in base.iterdir():
             pid, _, _ = other.name.partition("-")
