@@ -1,6 +1,6 @@
 """What one pass over sparse codes collects for every latent, and how two such collections become one.
 
-    found = functools.reduce(merge, (collect(codes, rows, n_latents, quota) for codes, rows in parts))
+    found = functools.reduce(merge, (collect(firings, rows, n_latents, quota) for firings, rows in parts))
 
 A collection's size is O(latents x kept), whatever the number of tokens. `merge` is associative and does not depend on
 order, because what is kept is always "the smallest by a key that only the entry itself decides": the strongest rows
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NO_POSITION = -1
 
 
-class Codes(NamedTuple):
+class Firings(NamedTuple):
     """Firings of consecutive tokens, as compressed rows: token t owns [starts[t], starts[t + 1])."""
 
     starts: Integers  # (T + 1)
@@ -73,16 +73,16 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class Firings:
+class Collection:
     """Everything one pass keeps. `label` and `score` are the two halves of the rows; halves share no row."""
 
     quota: Quota
     rows: int
     tokens: int
-    count_N: Integers
-    score_count_N: Integers  # activations in the score half
-    sum_N: NDArray[np.float64]
-    max_N: Floats
+    count: Integers  # (N) activations
+    score_count: Integers  # (N) activations in the score half
+    total: NDArray[np.float64]  # (N) sum of the activations
+    maximum: Floats  # (N)
     top: Entries  # one entry a row: its strongest token
     label: Entries  # uniform sample of the activations in the label half
     score: Entries
@@ -91,7 +91,7 @@ class Firings:
 
     @property
     def n_latents(self) -> int:
-        return len(self.count_N)
+        return len(self.count)
 
 
 def stable_hash(seed: int, *columns: NDArray) -> Keys:
@@ -116,16 +116,16 @@ def in_score_half(row_ids: Integers, seed: int) -> Flags:
     return (stable_hash(seed, row_ids) & np.uint64(1)).astype(bool)
 
 
-def collect(codes: Codes, rows: Rows, n_latents: int, quota: Quota, so_far: Firings | None = None) -> Firings:
+def collect(firings: Firings, rows: Rows, n_latents: int, quota: Quota, so_far: Collection | None = None) -> Collection:
     """What these rows have to offer. With `so_far`, entries that could not displace one kept there are left out early,
     which changes nothing in `merge(so_far, ...)` and saves sorting them."""
     import numpy as np
 
     lengths_R = np.diff(rows.starts)
     row_T = np.repeat(np.arange(len(rows.ids)), lengths_R)
-    token_F = np.repeat(np.arange(len(row_T)), np.diff(codes.starts))
+    token_F = np.repeat(np.arange(len(row_T)), np.diff(firings.starts))
     row_F = row_T[token_F]
-    latent_F = codes.latents.astype(np.int64)
+    latent_F = firings.latents.astype(np.int64)
     position_F = token_F - rows.starts[row_F]
     score_R = in_score_half(rows.ids, quota.seed)
     score_F = score_R[row_F]
@@ -136,12 +136,12 @@ def collect(codes: Codes, rows: Rows, n_latents: int, quota: Quota, so_far: Firi
             order,
             rows.ids[row_F[chosen]],
             position_F[chosen],
-            codes.values[chosen],
+            firings.values[chosen],
             np.full(len(chosen), NO_POSITION, dtype=np.int64),
         )
 
     def strongest() -> Entries:
-        order_F = _strongest_first(codes.values)
+        order_F = _strongest_first(firings.values)
         chosen = np.flatnonzero(order_F <= _limits(so_far.top if so_far else None, n_latents, quota.top)[latent_F])
         by_row = np.lexsort((position_F[chosen], order_F[chosen], row_F[chosen], latent_F[chosen]))
         chosen = chosen[by_row]
@@ -156,16 +156,16 @@ def collect(codes: Codes, rows: Rows, n_latents: int, quota: Quota, so_far: Firi
         found = _keep(entries(chosen, order_F[chosen]), size)
         return _with_silent(found, rows, row_F * n_latents + latent_F, position_F, n_latents, quota.seed)
 
-    maximum_N = np.zeros(n_latents, dtype=np.float32)
-    np.maximum.at(maximum_N, latent_F, codes.values)
-    return Firings(
+    strongest_N = np.zeros(n_latents, dtype=np.float32)
+    np.maximum.at(strongest_N, latent_F, firings.values)
+    return Collection(
         quota=quota,
         rows=len(rows.ids),
         tokens=len(row_T),
-        count_N=np.bincount(latent_F, minlength=n_latents),
-        score_count_N=np.bincount(latent_F[score_F], minlength=n_latents),
-        sum_N=np.bincount(latent_F, weights=codes.values.astype(np.float64), minlength=n_latents),
-        max_N=maximum_N,
+        count=np.bincount(latent_F, minlength=n_latents),
+        score_count=np.bincount(latent_F[score_F], minlength=n_latents),
+        total=np.asarray(np.bincount(latent_F, firings.values.astype(np.float64), n_latents), dtype=np.float64),
+        maximum=strongest_N,
         top=strongest(),
         label=sample(~score_F, so_far.label if so_far else None, quota.label),
         score=sample(score_F, so_far.score if so_far else None, quota.score),
@@ -174,7 +174,7 @@ def collect(codes: Codes, rows: Rows, n_latents: int, quota: Quota, so_far: Firi
     )
 
 
-def merge(one: Firings, other: Firings) -> Firings:
+def merge(one: Collection, other: Collection) -> Collection:
     """The collection of the rows of both. The two must not share a row."""
     import numpy as np
 
@@ -184,14 +184,14 @@ def merge(one: Firings, other: Firings) -> Firings:
         return _keep(joined, size)
 
     quota = one.quota
-    return Firings(
+    return Collection(
         quota=quota,
         rows=one.rows + other.rows,
         tokens=one.tokens + other.tokens,
-        count_N=one.count_N + other.count_N,
-        score_count_N=one.score_count_N + other.score_count_N,
-        sum_N=one.sum_N + other.sum_N,
-        max_N=np.maximum(one.max_N, other.max_N),
+        count=one.count + other.count,
+        score_count=one.score_count + other.score_count,
+        total=one.total + other.total,
+        maximum=np.maximum(one.maximum, other.maximum),
         top=both("top", quota.top),
         label=both("label", quota.label),
         score=both("score", quota.score),

@@ -1,13 +1,14 @@
 """The per-latent collection against a plain Python account of the same rows, and the law of its merge."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.firings import NO_POSITION, Codes, Firings, Quota, Rows, collect, in_score_half, merge, stable_hash
+from tasks.firings import NO_POSITION, Collection, Firings, Quota, Rows, collect, in_score_half, merge, stable_hash
 
 N_LATENTS = 5
 QUOTA = Quota(top=3, label=4, score=6, random_tokens=7, seed=11)
@@ -23,24 +24,24 @@ def as_arrays(rows, first_row_id=0):
     tokens = [token for row in rows for token in row]
     firings = [sorted(token.items()) for token in tokens]
     flat = [pair for token in firings for pair in token]
-    codes = Codes(
+    firings = Firings(
         np.cumsum([0, *(len(token) for token in firings)], dtype=np.int64),
         np.array([latent for latent, _ in flat], dtype=np.int32),
         np.array([value for _, value in flat], dtype=np.float32),
     )
     starts = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
-    return codes, Rows(np.arange(first_row_id, first_row_id + len(rows), dtype=np.int64), starts)
+    return firings, Rows(np.arange(first_row_id, first_row_id + len(rows), dtype=np.int64), starts)
 
 
 def whole(rows, first_row_id=0):
     return collect(*as_arrays(rows, first_row_id), N_LATENTS, QUOTA)
 
 
-def assert_same(one: Firings, other: Firings):
+def assert_same(one: Collection, other: Collection):
     assert (one.rows, one.tokens) == (other.rows, other.tokens)
-    for name in ("count_N", "score_count_N", "max_N"):
+    for name in ("count", "score_count", "maximum"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    np.testing.assert_allclose(one.sum_N, other.sum_N, rtol=1e-12)
+    np.testing.assert_allclose(one.total, other.total, rtol=1e-12)
     for name in ("top", "label", "score", "label_random", "score_random"):
         for field in ("latent", "order", "row_id", "position", "activation", "silent"):
             left, right = (getattr(getattr(part, name), field) for part in (one, other))
@@ -51,7 +52,7 @@ def assert_same(one: Firings, other: Firings):
 @given(rows=texts, cuts=st.lists(st.integers(0, 14), max_size=4), shuffle=st.randoms(use_true_random=False))
 def test_any_cut_merged_in_any_order_is_the_whole(rows, cuts, shuffle):
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    parts = [whole(rows[start:end], start) for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [whole(rows[start:end], start) for start, end in itertools.pairwise(edges)]
     shuffle.shuffle(parts)
     assert_same(functools.reduce(merge, parts), whole(rows))
 
@@ -68,8 +69,8 @@ def test_merge_is_associative(parts):
 @given(rows=texts, cut=st.integers(0, 14))
 def test_entries_left_out_early_would_not_have_been_kept(rows, cut):
     first = whole(rows[:cut])
-    codes, later = as_arrays(rows[cut:], cut if cut < len(rows) else len(rows))
-    assert_same(merge(first, collect(codes, later, N_LATENTS, QUOTA, so_far=first)), whole(rows))
+    firings, later = as_arrays(rows[cut:], cut if cut < len(rows) else len(rows))
+    assert_same(merge(first, collect(firings, later, N_LATENTS, QUOTA, so_far=first)), whole(rows))
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,9 +87,9 @@ def test_collection_agrees_with_a_plain_account(rows):
     for latent in range(N_LATENTS):
         mine = [(row_id, position, value) for which, row_id, position, value in firings if which == latent]
         held_out = [entry for entry in mine if score_half[entry[0]]]
-        assert found.count_N[latent] == len(mine)
-        assert found.score_count_N[latent] == len(held_out)
-        assert found.max_N[latent] == max((value for *_, value in mine), default=0)
+        assert found.count[latent] == len(mine)
+        assert found.score_count[latent] == len(held_out)
+        assert found.maximum[latent] == max((value for *_, value in mine), default=0)
         best = {}
         for row_id, position, value in mine:  # the first of the strongest tokens of each row
             if row_id not in best or value > best[row_id][1]:
@@ -120,8 +121,8 @@ def test_the_silent_position_is_silent_and_missing_only_when_the_latent_always_f
 
 def test_every_silent_position_of_a_row_is_drawn_equally_often():
     row = [{0: 1.0} if position in (1, 2, 5) else {} for position in range(8)]
-    codes, rows = as_arrays([row] * 4000)
-    found = collect(codes, rows, 1, Quota(top=1, label=20000, score=20000, random_tokens=1, seed=0))
+    firings, rows = as_arrays([row] * 4000)
+    found = collect(firings, rows, 1, Quota(top=1, label=20000, score=20000, random_tokens=1, seed=0))
     drawn = np.bincount(np.concatenate([found.label.silent, found.score.silent]), minlength=8)
     assert drawn[[1, 2, 5]].sum() == 0
     np.testing.assert_allclose(drawn[[0, 3, 4, 6, 7]] / drawn.sum(), 0.2, atol=0.02)
@@ -129,8 +130,8 @@ def test_every_silent_position_of_a_row_is_drawn_equally_often():
 
 def test_the_sample_is_uniform_over_activations_and_not_over_rows():
     rows = [[{0: 1.0}] * (9 if row_id % 2 else 1) for row_id in range(2000)]
-    codes, where = as_arrays(rows)
-    found = collect(codes, where, 1, Quota(top=1, label=1000, score=1000, random_tokens=1, seed=3))
+    firings, where = as_arrays(rows)
+    found = collect(firings, where, 1, Quota(top=1, label=1000, score=1000, random_tokens=1, seed=3))
     odd = np.concatenate([found.label.row_id, found.score.row_id]) % 2
     assert np.mean(odd) == pytest.approx(0.9, abs=0.03)
 
@@ -140,7 +141,7 @@ def test_halves_share_no_row_and_hold_about_as_many():
     half = in_score_half(rows, seed=5)
     assert 0.47 < half.mean() < 0.53
     assert not np.array_equal(half, in_score_half(rows, seed=6))
-    found = whole([[{latent: 1.0 for latent in range(N_LATENTS)}]] * 50)
+    found = whole([[dict.fromkeys(range(N_LATENTS), 1.0)]] * 50)
     assert not set(found.label.row_id) & set(found.score.row_id)
     assert not set(found.label_random.row_id) & set(found.score_random.row_id)
 
