@@ -23,7 +23,7 @@ from tasks import guard
 guard.protect(sys.argv[1], Path(sys.argv[2]))
 if len(sys.argv) > 3:
     guard.remove(Path(sys.argv[3]))
-stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(1, flush=True); time.sleep(600)"
+stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True, stdout=subprocess.PIPE)
 child.stdout.readline()
 parent = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE)
@@ -123,7 +123,8 @@ def test_sweep_ends_what_a_run_left_whose_guard_was_killed_too(start: Callable[.
 
 
 def test_sweep_tells_a_reused_pid_from_the_run_and_leaves_other_machines_alone(tmp_path: Path) -> None:
-    living = {"run": "a", "pid": os.getpid(), "started": guard._started(os.getpid()), "host": guard._host()}
+    started, host = guard._started(os.getpid()), guard._host()
+    living = {"run": "a", "pid": os.getpid(), "started": started, "host": host, "remove": []}
     (tmp_path / "living.json").write_text(json.dumps(living))
     (tmp_path / "reused.json").write_text(json.dumps({**living, "run": "b", "started": 1.0}))
     (tmp_path / "elsewhere.json").write_text(json.dumps({**living, "run": "c", "started": 1.0, "host": "elsewhere"}))
