@@ -1,0 +1,1 @@
+"""Real servers, and one that disturbs them, for the tests to run against."""
