@@ -23,7 +23,7 @@ from tasks import guard
 guard.protect(sys.argv[1], Path(sys.argv[2]))
 if len(sys.argv) > 3:
     guard.remove(Path(sys.argv[3]))
-stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(flush=True); time.sleep(600)"
+stubborn = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print(flush=True); time.sleep(99)"
 child = subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True, stdout=subprocess.PIPE)
 child.stdout.readline()
 parent = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE)

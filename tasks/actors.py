@@ -1,0 +1,177 @@
+"""A pool of long-lived Ray actors: each holds something costly (a model) once and works on one piece after another.
+
+Made by `Cluster.actors`. Actors start when there is work for them. One that dies is replaced and its piece of work done
+again, at most `RETRIES` times; an exception of the work itself is raised here as it was there.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from tasks.errors import ClusterError, SaeflowError
+
+Result = TypeVar("Result")
+
+RETRIES = 2  # after the first attempt
+PLACE_SECONDS = 600.0  # a cluster that grows on demand needs minutes for a machine; loading a model is not counted
+STREAM_AHEAD = 2  # objects an actor may be ahead of its reader: bounds memory on both sides
+
+
+class _NoPlace(Exception):
+    """The cluster has no room for an actor."""
+
+
+class _Host:
+    """What runs in an actor: holds the object that the pool's factory makes, and calls its methods."""
+
+    def ready(self) -> None:
+        """Answers once the actor has its place."""
+
+    def start(self, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.held = factory(*args)
+
+    def call(self, method: str, args: tuple[Any, ...]) -> Any:
+        return getattr(self.held, method)(*args)
+
+    def stream(self, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+        yield from getattr(self.held, method)(*args)
+
+
+class Pool:
+    """Up to `count` actors; any number of threads may ask at once and wait for an idle one."""
+
+    def __init__(
+        self, name: str, factory: Callable[..., Any], args: tuple[Any, ...], count: int, resources: dict[str, Any]
+    ) -> None:
+        self.name = name
+        self._factory, self._args, self._resources, self._count = factory, args, resources, count
+        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()  # actors; None is a place whose actor must be started
+        for _ in range(count):
+            self._idle.put(None)
+        self._living: set[Any] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def submit(self, method: str, *args: Any) -> Any:
+        """The result of `method(*args)` on an idle actor; waits for one."""
+        return self._with_actor(lambda actor: get(actor.call.remote(method, args)))
+
+    def stream(self, method: str, *args: Any, receive: Callable[[Iterator[Any]], Result]) -> Result:
+        """`receive` of what the generator `method(*args)` yields, while it runs: for progress, and data in chunks.
+
+        When the actor dies, `receive` is called anew with a fresh iterator, so it must start over. The actor stays at
+        most two yields ahead of its reader.
+        """
+
+        def attempt(actor: Any) -> Result:
+            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": STREAM_AHEAD}
+            references = actor.stream.options(**options).remote(method, args)
+            return receive(get(reference) for reference in references)
+
+        return self._with_actor(attempt)
+
+    def close(self) -> None:
+        """Ends the actors, working or not."""
+        with self._lock:
+            self._closed = True
+            living, self._living = self._living, set()
+        for actor in living:
+            _kill(actor)
+
+    def _with_actor(self, work: Callable[[Any], Result]) -> Result:
+        from ray.exceptions import RayActorError
+
+        deaths = 0
+        while True:
+            actor = self._idle.get()
+            place_is_left = True
+            try:
+                actor = actor or self._start()
+                result = work(actor)
+            except _NoPlace as error:
+                place_is_left = self._give_up_place()
+                if place_is_left:
+                    raise ClusterError(str(error)) from error
+            except RayActorError as error:
+                self._discard(actor)
+                actor, deaths = None, deaths + 1
+                if deaths > RETRIES and not self._closed:
+                    raise ClusterError(
+                        f"A {self.name} actor died {deaths} times over the same piece of work ({_cause(error)}). "
+                        "If it ran out of memory, use fewer or smaller workers (runtime.capture_workers)."
+                    ) from error
+            except BaseException:
+                # Its state is not known now, and it may still be working on what nobody reads.
+                self._discard(actor)
+                actor = None
+                raise
+            else:
+                return result
+            finally:
+                if place_is_left:
+                    self._idle.put(actor)
+
+    def _start(self) -> Any:
+        """A new actor with its object made."""
+        import ray
+        from ray.exceptions import GetTimeoutError
+
+        with self._lock:
+            if self._closed:
+                raise ClusterError(f"The {self.name} actors were closed; the work that wanted one was not done.")
+            actor = ray.remote(max_restarts=0, **self._resources)(_Host).remote()
+            self._living.add(actor)
+        try:
+            get(actor.ready.remote(), PLACE_SECONDS)
+            get(actor.start.remote(self._factory, self._args))
+        except GetTimeoutError as error:
+            self._discard(actor)
+            raise _NoPlace(
+                f"The Ray cluster found no place for a {self.name} actor within {PLACE_SECONDS:.0f} s: it needs "
+                f"{self._resources}, free are {ray.available_resources()}. Ask for fewer workers or add machines."
+            ) from error
+        except BaseException:
+            self._discard(actor)
+            raise
+        return actor
+
+    def _give_up_place(self) -> bool:
+        """After a machine was lost the others go on; False when this place is gone, True when it is the last one."""
+        with self._lock:
+            if self._count > 1:
+                self._count -= 1
+                return False
+            return True
+
+    def _discard(self, actor: Any) -> None:
+        if actor is not None:
+            with self._lock:
+                self._living.discard(actor)
+            _kill(actor)
+
+
+def get(reference: Any, timeout: float | None = None) -> Any:
+    """The value of an object reference; what the work raised there is raised here, caused by its traceback."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference, timeout=timeout)
+    except RayTaskError as error:
+        if isinstance(error.cause, SaeflowError | ValueError):
+            raise error.cause from error
+        raise
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray.kill(actor)
+
+
+def _cause(error: Exception) -> str:
+    """The line of Ray's long account that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "exit" in line.lower() or "memory" in line.lower()), lines[0])
