@@ -3,9 +3,9 @@
     python3 install.py .venv constraints.txt -e .
     python3 install.py .venv-swift tests/servers/swift-constraints.txt swift
 
-The Makefile calls it; only the standard library is used, and it must still parse on an old Python to say that it is old.
-uv installs the same set in seconds where pip takes minutes, so it goes into the environment first; where uv fails, pip
-does the work. uv does not read pip's settings: `uv_environment` hands them over.
+The Makefile calls it. Only the standard library is used, and it must parse on an old Python to say that it is old.
+uv installs in seconds what takes pip minutes, so it goes into the environment first; where uv fails, pip does the work.
+uv does not read pip's settings: `uv_environment` hands them over.
 """
 
 import ast
@@ -28,9 +28,9 @@ UV_NAMES = {
 
 
 def uv_environment(pip_config, environment):
-    """Returns `environment` with uv's variables added for what `pip config list` printed (`section.name='value'` lines).
+    """Returns `environment` plus uv's variables for what `pip config list` printed (lines `section.name='value'`).
 
-    pip's order of precedence is kept (PIP_ variables, then [install], then [global]); a variable of uv that is set already wins.
+    pip's order of precedence is kept (PIP_ variables, [install], [global]); a variable of uv that is set already wins.
     """
     found = {}
     for section in ("global", "install", ":env:"):
@@ -51,8 +51,9 @@ def runs(python):
     """Says whether `python` exists, starts and has pip (an upgrade of the system's Python leaves dead links)."""
     if not python.exists():
         return False
-    probe = [python, "-m", "pip", "--version"]
-    return subprocess.run(probe, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    nothing = subprocess.DEVNULL
+    probe = subprocess.run([python, "-m", "pip", "--version"], stdin=nothing, stdout=nothing, stderr=nothing)
+    return probe.returncode == 0
 
 
 def make_environment(venv):
@@ -78,16 +79,15 @@ def make_environment(venv):
 
 def install(python, constraints, arguments):
     """Installs `arguments` (as for `pip install`) under `constraints` with uv, or with pip where uv fails."""
-    pip = [python, "-m", "pip"]
-    uv = [python, "-m", "uv", "pip", "install", "--python", python, "--quiet"]
-    what = ["-c", constraints, *arguments]
-    tools = Path(__file__).parent / "constraints.txt"
-    settings = subprocess.run([*pip, "config", "list"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True).stdout
-    if subprocess.run([*pip, "install", "--quiet", "--disable-pip-version-check", "-c", tools, "uv"]).returncode == 0:
-        if subprocess.run([*uv, *what], env=uv_environment(settings, os.environ)).returncode == 0:
-            return
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    with_uv = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python, "-c", constraints, *arguments]
+    listed = subprocess.run([*pip, "config", "list"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    pinned_tools = Path(__file__).parent / "constraints.txt"
+    has_uv = subprocess.run([*pip, "install", "--quiet", "-c", pinned_tools, "uv"]).returncode == 0
+    if has_uv and subprocess.run(with_uv, env=uv_environment(listed.stdout, os.environ)).returncode == 0:
+        return
     print("uv could not do it (its own message is above): going on with pip, which takes some minutes.", flush=True)
-    if subprocess.run([*pip, "install", "--quiet", "--disable-pip-version-check", *what]).returncode != 0:
+    if subprocess.run([*pip, "install", "--quiet", "-c", constraints, *arguments]).returncode != 0:
         raise SystemExit(
             "The installation failed (pip's own message is above). "
             "Check the network and the free space, then run the same command again."

@@ -54,7 +54,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path) -> Iterator[None]:
-    """Gives each test a store, a cache and a scratch folder of its own, and takes back what it did to the environment."""
+    """Gives each test a store and caches of its own, and takes back what it did to the environment."""
     before = dict(os.environ)
     os.environ |= {
         "SAEFLOW_STORE": str(tmp_path / "saeflow-store"),
