@@ -1,0 +1,214 @@
+"""The command line. `saeflow --help` teaches; every command ends with code 0, or 1 and one sentence."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tasks.errors import SaeflowError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    help="""From a language model and a pile of text to a labelled sparse autoencoder, as one resumable pipeline.
+
+**Start here:** `saeflow run demo` runs the whole way on this machine in minutes; run it again and nothing is done twice.
+
+**Before a long run:** `saeflow doctor` checks the machine, `saeflow plan PRESET` says what would run and why, and what
+it needs. **After a crash:** the same `saeflow run` command goes on where it stopped.""",
+)  # fmt: skip
+
+Preset = Annotated[str, typer.Argument(help="A preset (see `saeflow presets`) or a YAML file of your own.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as train.k=16. `saeflow settings` lists them."),
+]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Where artifacts live: a folder or s3://bucket/prefix. [default: SAEFLOW_STORE, else ./saeflow-store]"),
+]  # fmt: skip
+Force = Annotated[
+    list[str] | None, typer.Option("--force", metavar="STAGE", help="Make this stage again although it is there.")
+]
+
+
+@app.command()
+def run(
+    preset: Preset,
+    set_: Sets = None,
+    store: StoreUrl = None,
+    force: Force = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="STAGE", help="Build this one stage on earlier artifacts, nothing after it.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what happened to each stage as JSON.")
+    ] = None,
+) -> None:
+    """Run the pipeline; stages whose work is done are Cached. Ctrl-C stops cleanly, the same command goes on."""
+    from flows.running import run_here
+
+    run_here(preset, set_ or [], store, _stages(force or []), _stage(only) if only else None, json_file)
+
+
+@app.command()
+def plan(preset: Preset, set_: Sets = None, store: StoreUrl = None, force: Force = None) -> None:
+    """Say what a run would do and what it would need, without running anything."""
+    from flows.config import load_preset
+    from flows.planner import plan as make_plan
+    from flows.show import show_plan
+    from tasks.artifacts import open_store
+    from tasks.settings import settings
+
+    now = settings()
+    config = load_preset(preset, set_ or []).resolved(now)
+    place = open_store(store or now.store)
+    show_plan(Console(), config, make_plan(config, place, _stages(force or [])), place)
+
+
+@app.command()
+def status(store: StoreUrl = None) -> None:
+    """List what the store holds, stage by stage, and what is unfinished."""
+    from flows.show import show_status
+
+    show_status(Console(), _open(store))
+
+
+@app.command()
+def lineage(
+    artifact: Annotated[str, typer.Argument(help="A stage (its newest), or the first characters of a key or digest.")],
+    store: StoreUrl = None,
+) -> None:
+    """Show from what an artifact was made, back to the model and the text."""
+    from flows.show import show_lineage
+    from tasks.artifacts.maintenance import find
+
+    place = _open(store)
+    show_lineage(Console(), place, find(place, artifact).manifest)
+
+
+@app.command()
+def verify(store: StoreUrl = None) -> None:
+    """Read every file of every artifact and compare size and sha256 with its manifest."""
+    from rich.progress import track
+
+    from tasks.artifacts.maintenance import damaged
+
+    place, console = _open(store), Console()
+    count = bad = 0
+    for manifest, faults in track(damaged(place), "verifying", console=console, disable=not console.is_terminal):
+        count += 1
+        bad += bool(faults)
+        for fault in faults:
+            console.print(f"[red]{manifest.stage} {manifest.key[:12]}[/]: {fault}", soft_wrap=True)
+    console.print(f"{count} artifacts read, {bad} damaged.")
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Really remove; without it nothing is touched.")] = False,
+    store: StoreUrl = None,
+) -> None:
+    """List (with --yes: remove) what no artifact needs: superseded and abandoned attempts, stale progress."""
+    from tasks.artifacts.maintenance import collect, garbage
+
+    place, console = _open(store), Console()
+    found = garbage(place)
+    for entry in found:
+        console.print(f"{entry.path}  [dim]{entry.why}[/]", soft_wrap=True)
+    if not found:
+        console.print("Nothing to remove.")
+    elif yes:
+        collect(place, found)
+        console.print(f"{len(found)} removed.")
+    else:
+        console.print(f"{len(found)} could be removed; run it with --yes to do so.")
+
+
+@app.command()
+def doctor(store: StoreUrl = None) -> None:
+    """Check versions, ports, space and credentials, in seconds."""
+    from flows.doctor import examine
+    from tasks.settings import settings
+
+    console, well = Console(), True
+    for finding in examine(store or settings().store):
+        well &= finding.well is not False
+        mark = {True: "[green]ok[/]  ", False: "[red]bad[/] ", None: "[yellow]note[/]"}[finding.well]
+        console.print(f"{mark} {finding.name:<22} {finding.text}", soft_wrap=True, highlight=False)
+    if not well:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of the Prefect server on this machine.")] = 4200,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    store: StoreUrl = None,
+) -> None:
+    """Start a Prefect server with a worker, deploy the demo, and open the page. Ctrl-C ends all of it."""
+    from flows.ui import serve
+    from tasks.settings import settings
+
+    serve(port, browser, store or settings().store)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from flows.show import show_presets
+
+    show_presets(Console())
+
+
+@app.command("settings")
+def settings_command(
+    preset: Annotated[str, typer.Argument(help="Whose values to show.")] = "demo", set_: Sets = None
+) -> None:
+    """List every setting with its value and its meaning."""
+    from flows.config import load_preset
+    from flows.show import show_settings
+
+    show_settings(Console(), load_preset(preset, set_ or []))
+
+
+def main() -> None:
+    """Entry point: an error made on purpose is one sentence; anything else is a bug and shows its traceback."""
+    try:
+        app()
+    except SaeflowError as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _open(url: str | None) -> Any:
+    from tasks.artifacts import open_store
+    from tasks.settings import settings
+
+    return open_store(url or settings().store)
+
+
+def _stages(names: list[str]) -> frozenset[str]:
+    return frozenset(_stage(name) for name in names)
+
+
+def _stage(name: str) -> str:
+    from flows.config import nearest
+    from flows.dag import STAGES
+    from tasks.errors import InputError
+
+    if name not in STAGES:
+        known = list(STAGES)
+        raise InputError(f"There is no stage {name!r}{nearest(name, known)}; the stages are: {', '.join(known)}.")
+    return name
+
+
+def write_json(path: Path, stages: list[dict[str, Any]]) -> None:
+    """Writes the result of a run for other programs."""
+    path.write_text(json.dumps({"schema": 1, "stages": stages}, indent=1) + "\n")

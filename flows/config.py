@@ -1,0 +1,193 @@
+"""The form people fill in: every stage's spec, composed; presets, `--set`, and the checks across stages.
+
+    config = load_preset("demo")
+    config = with_settings(config, ["train.k=16", "corpus.path=stories.txt"])
+
+Imports no vendor: `saeflow plan` must answer at once.
+"""
+
+import difflib
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tasks.archive import ArchiveSpec
+from tasks.capture import CaptureSpec
+from tasks.corpus import CorpusSpec
+from tasks.errors import InputError, SpecError
+from tasks.evaluate import EvaluateSpec
+from tasks.examples import ExamplesSpec
+from tasks.label import LabelSpec
+from tasks.model import ModelSpec
+from tasks.preprocess import PreprocessSpec
+from tasks.report import ReportSpec
+from tasks.runtime import Runtime
+from tasks.score import ScoreSpec
+from tasks.settings import Settings
+from tasks.train import TrainSpec
+
+
+def _group(spec: type[BaseModel], position: int, description: str) -> Any:
+    return Field(default_factory=spec, description=description, json_schema_extra={"position": position})
+
+
+class PipelineConfig(BaseModel):
+    """One run: what each stage computes (hashed) and how the run is carried out (`runtime`, never hashed)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field("custom", description="Name of the preset or of the run.", json_schema_extra={"position": 0})
+    model: ModelSpec = _group(ModelSpec, 1, "The language model to look into.")
+    corpus: CorpusSpec = _group(CorpusSpec, 2, "The text it reads.")
+    capture: CaptureSpec = _group(CaptureSpec, 3, "Which activations are recorded.")
+    archive: ArchiveSpec = _group(ArchiveSpec, 4, "How they are packed.")
+    preprocess: PreprocessSpec = _group(PreprocessSpec, 5, "Shuffle and split.")
+    train: TrainSpec = _group(TrainSpec, 6, "The sparse autoencoder and its training.")
+    evaluate: EvaluateSpec = _group(EvaluateSpec, 7, "How good it is.")
+    examples: ExamplesSpec = _group(ExamplesSpec, 8, "Where its latents fire.")
+    labeller: Literal["auto", "claude", "keywords"] = Field(
+        "auto",
+        description="Who labels and scores: Claude, or keywords without a language model; auto asks Claude when a key is set.",
+        json_schema_extra={"position": 9},
+    )
+    label: LabelSpec = _group(LabelSpec, 10, "What its latents mean.")
+    score: ScoreSpec = _group(ScoreSpec, 11, "Whether the labels are true.")
+    report: ReportSpec = _group(ReportSpec, 12, "The page at the end.")
+    runtime: Runtime = _group(Runtime, 13, "How it is run: workers, threads, budget. Changes no result's identity.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.preprocess.site is not None and self.preprocess.site not in self.capture.sites:
+            raise ValueError(
+                f"preprocess.site is {self.preprocess.site!r}, but capture.sites records only "
+                f"{', '.join(self.capture.sites)}; name one of these, or capture it too"
+            )
+        if self.train.batch_size % self.runtime.train_workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}, which {self.runtime.train_workers} workers cannot share "
+                "equally; choose runtime.train_workers that divides it"
+            )
+        return self
+
+    @property
+    def site(self) -> str:
+        """The site the autoencoder is trained on."""
+        return self.preprocess.site or self.capture.sites[0]
+
+    def title(self) -> str:
+        """Model, site and size in a few words: names runs in the UI."""
+        model = Path(self.model.path).name if self.model.path else "demo-model"
+        return f"{self.name} {model} {self.site} n={self.train.n_latents} k={self.train.k}"
+
+    def resolved(self, settings: Settings) -> "PipelineConfig":
+        """Fills in what depends on other stages or on the environment, so that keys say what really happens."""
+        chosen = self.labeller
+        if chosen == "auto":
+            chosen = "claude" if settings.anthropic_api_key else "keywords"
+        updates: dict[str, Any] = {"preprocess": self.preprocess.model_copy(update={"site": self.site})}
+        if "labeller" not in self.label.model_fields_set:
+            updates["label"] = self.label.model_copy(update={"labeller": chosen})
+        if "scorer" not in self.score.model_fields_set:
+            updates["score"] = self.score.model_copy(update={"scorer": chosen})
+        if "wandb" not in self.runtime.model_fields_set:
+            updates["runtime"] = self.runtime.model_copy(update={"wandb": settings.wandb})
+        return self.model_copy(update=updates)
+
+
+def presets() -> list[str]:
+    """Names of the presets that are shipped."""
+    folder = files("deployments") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str, settings: Iterable[str] = ()) -> PipelineConfig:
+    """A preset by name, or a YAML file by path, with `key=value` settings laid over it; InputError when unusable."""
+    import yaml
+
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"The configuration file {name!r} does not exist; give a file, or one of: {_listed()}.")
+        text = path.read_text()
+    elif name in presets():
+        text = (files("deployments") / "presets" / f"{name}.yaml").read_text()
+    else:
+        raise InputError(f"There is no preset {name!r}{nearest(name, presets())}; the presets are: {_listed()}.")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"The configuration {name!r} is not valid YAML: {error}.") from error
+    values.setdefault("name", path.stem)
+    return config_from(values, settings)
+
+
+def config_from(values: dict[str, Any], settings: Iterable[str] = ()) -> PipelineConfig:
+    """A configuration from plain values with `key=value` settings laid over them."""
+    for setting in settings:
+        _lay_over(values, setting)
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise SpecError(_one_message(error)) from error
+
+
+def settable(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
+    """Every dotted name that `--set` takes."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += settable(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _lay_over(values: dict[str, Any], setting: str) -> None:
+    import yaml
+
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise SpecError(f"--set {setting!r} has no '='; write it as --set train.k=16.")
+    known = settable()
+    if key not in known:
+        raise SpecError(
+            f"--set {key!r} is not a setting{nearest(key, known)}. `saeflow settings` lists them all with their meaning."
+        )
+    *groups, name = key.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+    try:
+        values[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {key} has the value {text!r}, which is not readable as YAML: {error}.") from error
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The hint "did you mean ...?" when something known is close, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:  # the right leaf under the wrong stage: "lr" or "training.lr" for "train.lr"
+        leaf = name.rpartition(".")[2]
+        close = [option for option in known if option.rpartition(".")[2] == leaf][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _listed() -> str:
+    return ", ".join(presets())
+
+
+def _one_message(error: ValidationError) -> str:
+    """pydantic's findings as sentences, each with the setting's dotted name and the value that was given."""
+    parts = []
+    for finding in error.errors():
+        where = ".".join(str(part) for part in finding["loc"])
+        message = finding["msg"].removeprefix("Value error, ")
+        if finding["type"] == "extra_forbidden":
+            message = f"is not a setting{nearest(where, settable())}"
+        given = finding.get("input")
+        value = f" (given: {given!r:.60})" if where and not isinstance(given, dict) else ""
+        parts.append(f"{where} {message}{value}".strip())
+    return "The configuration cannot be used: " + "; ".join(parts) + "."

@@ -1,0 +1,138 @@
+"""The pipeline as a Prefect flow: text and a model in, a labelled sparse autoencoder and its report out.
+
+Run by `saeflow run`, from the Prefect UI (deployments/prefect.yaml), or here in Python:
+
+    from flows.config import load_preset
+    from flows.pipeline import run
+    artifacts = run(load_preset("demo"), store="saeflow-store")
+"""
+
+from typing import Any, Literal, get_args
+
+from prefect import flow, runtime
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from flows.config import PipelineConfig
+from flows.dag import STAGES, wire
+from flows.planner import plan
+from flows.preflight import check
+from flows.stages import PrefectDo
+from tasks.archive import ArchiveSpec
+from tasks.artifacts import Artifact, open_store
+from tasks.capture import CaptureSpec
+from tasks.corpus import CorpusSpec
+from tasks.evaluate import EvaluateSpec
+from tasks.examples import ExamplesSpec
+from tasks.label import LabelSpec
+from tasks.model import ModelSpec
+from tasks.preprocess import PreprocessSpec
+from tasks.report import ReportSpec
+from tasks.runtime import Runtime
+from tasks.score import ScoreSpec
+from tasks.settings import settings
+from tasks.train import TrainSpec
+
+StageName = Literal[
+    "model", "corpus", "capture", "archive", "preprocess", "train", "evaluate", "examples", "label", "score", "report"
+]
+assert get_args(StageName) == tuple(STAGES), "the form's drop-down must list the stages"
+
+
+def _run_name() -> str:
+    given = runtime.flow_run.parameters
+    return PipelineConfig.model_validate({name: given[name] for name in PipelineConfig.model_fields}).title()
+
+
+@flow(name="pipeline", flow_run_name=_run_name, persist_result=False, log_prints=False)
+def pipeline(
+    name: str = "custom",
+    model: ModelSpec = ModelSpec(),
+    corpus: CorpusSpec = CorpusSpec(),
+    capture: CaptureSpec = CaptureSpec(),
+    archive: ArchiveSpec = ArchiveSpec(),
+    preprocess: PreprocessSpec = PreprocessSpec(),
+    train: TrainSpec = TrainSpec(),
+    evaluate: EvaluateSpec = EvaluateSpec(),
+    examples: ExamplesSpec = ExamplesSpec(),
+    labeller: Literal["auto", "claude", "keywords"] = "auto",
+    label: LabelSpec = LabelSpec(),
+    score: ScoreSpec = ScoreSpec(),
+    report: ReportSpec = ReportSpec(),
+    runtime: Runtime = Runtime(),
+    store: str | None = None,
+    force: list[StageName] = [],  # noqa: B006 (Prefect shows a list field only for a list default; it is not mutated)
+    only: StageName | None = None,
+) -> None:
+    """Text becomes a labelled sparse autoencoder. Stages whose work is done already are Cached.
+
+    Args:
+        name: A short name for the run.
+        model: The language model to look into; an empty path trains the demo's own small model.
+        corpus: The text it reads; an empty path takes the documentation that Python itself carries.
+        capture: Which activations are recorded, and in how many shards.
+        archive: How the shards are packed.
+        preprocess: How rows are shuffled and split.
+        train: The sparse autoencoder: latents, k, batch, steps, learning rate.
+        evaluate: How much is held out to measure it.
+        examples: How many examples are kept per latent.
+        labeller: Who labels and scores; auto asks Claude when ANTHROPIC_API_KEY is set, else uses keywords.
+        label: What the labels are made from.
+        score: How the labels are tested.
+        report: What the page shows.
+        runtime: Workers, threads, devices, budget: changes how it is run, not what is computed.
+        store: Where artifacts live, a folder or s3://bucket/prefix; empty takes SAEFLOW_STORE.
+        force: Stages to make again although they are there.
+        only: Build this one stage on earlier artifacts, and nothing after it.
+    """
+    config = PipelineConfig(
+        name=name, model=model, corpus=corpus, capture=capture, archive=archive, preprocess=preprocess, train=train,
+        evaluate=evaluate, examples=examples, labeller=labeller, label=label, score=score, report=report,
+        runtime=runtime,
+    )  # fmt: skip
+    carry_out(config, store, frozenset(force), only)
+
+
+def run(
+    config: PipelineConfig, store: str | None = None, force: frozenset[str] = frozenset(), only: str | None = None
+) -> None:
+    """Runs the flow in this process with a composed configuration."""
+    values = {name: getattr(config, name) for name in PipelineConfig.model_fields}
+    pipeline(**values, store=store, force=sorted(force), only=only)
+
+
+def carry_out(config: PipelineConfig, store_url: str | None, force: frozenset[str], only: str | None) -> dict[str, Artifact]:
+    """The body of the flow: checks what can be known at once, walks the wiring, and leaves links on the run's page."""
+    now = settings()
+    config = config.resolved(now)
+    store = open_store(store_url or now.store)
+    check(config, store)
+    needed = frozenset(STAGES) if only is None else _up_to(config, store, only)
+    do = PrefectDo(store, config.runtime, force, config.capture.shards, only, needed)
+    wire(config, do)
+    artifacts = do.finish()
+    _leave_links(config, artifacts)
+    return artifacts
+
+
+def _up_to(config: PipelineConfig, store: Any, only: str) -> frozenset[str]:
+    """The stage and all that it reads, directly or not: found by walking the plan backwards."""
+    planned = plan(config, store)
+    needed = {only}
+    for entry in reversed(planned):
+        if entry.stage in needed:
+            for value in entry.inputs.values():
+                needed.update(part.stage for part in (value if isinstance(value, list) else [value]))
+    return frozenset(needed)
+
+
+def _leave_links(config: PipelineConfig, artifacts: dict[str, Artifact]) -> None:
+    if "report" not in artifacts:
+        return
+    location = artifacts["report"].location
+    link = f"{location}/report.html" if "://" in location else f"file://{location}/report.html"
+    create_link_artifact(link, link_text="report.html", key="report", description="The page at the end of the run")
+    lines = [f"## {config.title()}", "", "| stage | figure | value |", "|---|---|---|"]
+    for stage in ("model", "train", "evaluate", "label", "score"):
+        if stage in artifacts:
+            lines += [f"| {stage} | {name} | {value} |" for name, value in artifacts[stage].summary.items()]
+    create_markdown_artifact("\n".join(lines), key="figures", description="What came out")

@@ -1,0 +1,123 @@
+"""What a run would do, said before anything runs: Cached, will run (and why), or depends.
+
+It walks the same wiring as the run itself, with keys and manifests only: no Prefect, no Ray, no model is loaded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from flows.config import PipelineConfig
+from flows.dag import wire
+from tasks.artifacts import Manifest, Spec, Stage, Store, group_digest
+from tasks.settings import settings
+
+State = Literal["Cached", "will run", "depends"]
+LOOK_AT = 40  # manifests read to find the nearest earlier artifact: enough to explain, bounded on a large store
+
+
+@dataclass
+class Planned:
+    """What would happen to one stage or one shard of it."""
+
+    stage: str
+    state: State
+    why: str
+    digest: str | None = None
+    manifest: Manifest | None = None
+    shard: int | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+
+class Planner:
+    """A `Do` that looks up and compares."""
+
+    def __init__(self, store: Store, force: frozenset[str] = frozenset()) -> None:
+        self.store = store
+        self.force = force
+        self.planned: list[Planned] = []
+        self._earlier: dict[str, list[Manifest]] = {}
+
+    def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Planned:
+        found = self._plan(stage, spec, inputs)
+        found.shard, found.inputs = shard, inputs
+        self.planned.append(found)
+        return found
+
+    def window(self, count: int, chain: Callable[[int], Any]) -> list[Any]:
+        return [chain(i) for i in range(count)]
+
+    def _plan(self, stage: Stage, spec: Spec, inputs: dict[str, Any]) -> Planned:
+        digests = {name: _digest(value) for name, value in inputs.items()}
+        rebuilt = sorted(name for name, digest in digests.items() if digest is None)
+        if rebuilt:
+            again = "Cached if it comes out the same" if self._of(stage) else "nothing of it is stored yet"
+            return Planned(stage.name, "depends", f"{' and '.join(rebuilt)} must be made first; {again}")
+        known = {name: digest for name, digest in digests.items() if digest is not None}
+        outside = stage.pin(spec, settings()) if stage.pin else None
+        key = stage.key(spec, known)
+        manifest = self.store.manifest(stage.name, key)
+        if stage.name in self.force:
+            return Planned(stage.name, "will run", "asked for by --force")
+        if manifest is not None:
+            return Planned(stage.name, "Cached", key[:12], manifest.digest, manifest)
+        if self.store.files.names(f"{stage.name}/{key}/progress"):
+            return Planned(stage.name, "will run", "goes on from its saved progress")
+        return Planned(stage.name, "will run", self._why(stage, spec.hashed(), known, outside))
+
+    def _of(self, stage: Stage) -> list[Manifest]:
+        if stage.name not in self._earlier:
+            found = []
+            for key in self.store.keys(stage.name)[:LOOK_AT]:
+                manifest = self.store.manifest(stage.name, key)
+                if manifest is not None:
+                    found.append(manifest)
+            self._earlier[stage.name] = found
+        return self._earlier[stage.name]
+
+    def _why(self, stage: Stage, spec: dict[str, Any], digests: dict[str, str], outside: dict[str, Any] | None) -> str:
+        """The smallest difference to any earlier artifact of the stage."""
+        best: list[str] | None = None
+        for manifest in self._of(stage):
+            found = _differences(stage, spec, digests, outside, manifest)
+            if best is None or len(found) < len(best):
+                best = found
+        if best is None:
+            return "not made yet"
+        shown = ", ".join(best[:3]) + (f" and {len(best) - 3} more" if len(best) > 3 else "")
+        return f"{shown} changed" if best else "its artifact was made with other inputs"
+
+
+def plan(config: PipelineConfig, store: Store, force: frozenset[str] = frozenset()) -> list[Planned]:
+    """The plan of a run: one entry per stage, or per shard of a sharded one, in running order."""
+    planner = Planner(store, force)
+    wire(config, planner)
+    return planner.planned
+
+
+def _digest(value: Any) -> str | None:
+    if isinstance(value, Planned):
+        return value.digest
+    digests = [part.digest for part in value]
+    return None if None in digests else group_digest([digest for digest in digests if digest is not None])
+
+
+def _differences(
+    stage: Stage, spec: dict[str, Any], digests: dict[str, str], outside: dict[str, Any] | None, manifest: Manifest
+) -> list[str]:
+    found = [f"version ({manifest.version} -> {stage.version})"] if manifest.version != stage.version else []
+    found += [
+        f"{stage.name}.{name} ({_short(manifest.spec.get(name))} -> {_short(spec.get(name))})"
+        for name in sorted(spec.keys() | manifest.spec.keys())
+        if spec.get(name) != manifest.spec.get(name)
+    ]
+    before = manifest.input_digests()
+    found += [f"input {name}" for name in sorted(digests.keys() | before.keys()) if digests.get(name) != before.get(name)]
+    if outside != manifest.outside:
+        found.append("what lies outside the store (an edited file, or another revision)")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,133 @@
+"""`saeflow run`: one run in this process, with its live table, a clean end on Ctrl-C, and no child left behind."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.config import PipelineConfig, load_preset
+from flows.events import Stopped, ask_to_stop, listening, stopping
+from flows.live import Board
+from flows.preflight import check
+from flows.server import find_server, prepare_environment
+from tasks import guard
+from tasks.artifacts import open_store
+from tasks.settings import settings
+
+STOP_SECONDS = 15.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
+
+
+def run_here(
+    preset: str, sets: list[str], store_url: str | None, force: frozenset[str], only: str | None, json_file: Path | None
+) -> None:
+    """Runs a preset with its table; raises the run's error, or exits with 130 when it was stopped."""
+    console = Console()
+    guard.sweep()
+    config = load_preset(preset, sets)
+    now = settings()
+    store = open_store(store_url or now.store)
+    check(config.resolved(now), store)  # what is wrong already is said before anything starts
+    guard.protect()
+    server = find_server(now)
+    prepare_environment(server)
+    console.print(
+        f"{config.title()}\nstore {store.url}   prefect {server or 'temporary server'}", highlight=False, soft_wrap=True
+    )
+    board = Board(console)
+    try:
+        with _stopping_cleanly(console), listening(board), board:
+            _flow(config, store.url, force, only)
+        if board.console.is_terminal:
+            board.console.print(board.table())
+    except (Stopped, KeyboardInterrupt):
+        console.print("Stopped. What was committed stays; the same command goes on from here.")
+        _leave(130)
+    finally:
+        _shut_down()
+        if json_file is not None:
+            from flows.cli import write_json
+
+            write_json(json_file, board.result())
+    _say_end(console, board)
+
+
+def _flow(config: PipelineConfig, store_url: str, force: frozenset[str], only: str | None) -> None:
+    from flows.pipeline import run
+
+    _quiet_prefect()
+    run(config, store_url, force, only)
+
+
+def _say_end(console: Console, board: Board) -> None:
+    if "label" in board.rows and board.rows["label"].built:
+        note = board.rows["label"].figures().get("note")
+        if note:
+            console.print(f"label: {note}", highlight=False, soft_wrap=True)
+    report = board.rows["report"].built.get(None)
+    if report is not None:
+        location = report.artifact.location
+        link = f"{location}/report.html" if "://" in location else f"file://{location}/report.html"
+        console.print(f"report {link}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _stopping_cleanly(console: Console) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) asks every stage to stop, the second ends at once; the guard takes the rest."""
+
+    def asked(number: int, _frame: Any) -> None:
+        if stopping():
+            _leave(128 + number)
+        console.print("Stopping: running stages put away their unfinished work (again to end at once) ...")
+        ask_to_stop()
+        threading.Thread(target=_leave_after, args=(STOP_SECONDS, 128 + number), daemon=True).start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_after(seconds: float, code: int) -> None:
+    time.sleep(seconds)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Ends this process now, its threads with it; nothing unfinished is visible, and the guard ends the children."""
+    guard.release()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _shut_down() -> None:
+    if "ray" in sys.modules:
+        from tasks.cluster import shutdown
+
+        shutdown()
+    guard.release()
+
+
+def _quiet_prefect() -> None:
+    """The table says what people want to know; Prefect's own lines go to its server only."""
+    import logging
+
+    from prefect.logging.configuration import setup_logging
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    setup_logging()
+    names = ["", "prefect", "prefect.flow_runs", "prefect.task_runs", *logging.root.manager.loggerDict]
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)

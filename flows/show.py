@@ -1,0 +1,125 @@
+"""Tables and trees of the command line: plan, status, lineage, presets, settings."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from flows.config import PipelineConfig, load_preset
+from flows.config import presets as preset_names
+from flows.estimate import estimate
+from flows.live import quantity
+from flows.planner import Planned
+from tasks.artifacts import InputReference, Manifest, Store
+from tasks.artifacts.lease import LEASE
+from tasks.artifacts.maintenance import inputs_of
+from tasks.artifacts.store import progress_folder
+
+COLOURS = {"Cached": "cyan", "will run": "yellow", "depends": "dim"}
+
+
+def show_plan(console: Console, config: PipelineConfig, planned: list[Planned], store: Store) -> None:
+    """One line per stage (shards that stand alike are one line), then what the run needs."""
+    console.print(f"{config.title()}\nstore {store.url}", highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "state", "why"):
+        table.add_column(name, no_wrap=name != "why")
+    groups: dict[tuple[str, str, str], list[Planned]] = {}
+    for entry in planned:
+        why = "" if entry.state == "Cached" and entry.shard is not None else entry.why
+        groups.setdefault((entry.stage, entry.state, why), []).append(entry)
+    for (stage, state, why), entries in groups.items():
+        label = stage if entries[0].shard is None else f"{stage} ×{len(entries)}"
+        table.add_row(label, f"[{COLOURS[state]}]{state}[/]", why)
+    console.print(table)
+    needs = estimate(config, planned)
+    free = store.files.free_bytes()
+    parts = []
+    if needs.tokens is not None:
+        parts.append(f"~{quantity(needs.tokens)} tokens")
+    if needs.captured_bytes is not None and needs.archived_bytes is not None and needs.shuffled_bytes is not None:
+        stored = needs.captured_bytes + needs.archived_bytes + needs.shuffled_bytes
+        parts.append(f"~{quantity(stored)}B stored" + (f" ({quantity(free)}B free)" if free is not None else ""))
+    if needs.training_flop is not None:
+        parts.append(f"training {quantity(needs.training_flop)}FLOP")
+    parts.append(needs.dollars_text)
+    console.print("needs " + ", ".join(parts), highlight=False, soft_wrap=True)
+
+
+def show_status(console: Console, store: Store) -> None:
+    """What is stored, and what is unfinished."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("stage", "left"), ("artifacts", "right"), ("size", "right"), ("newest", "left"), ("key", "left")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    unfinished = []
+    for stage in store.stages():
+        manifests = sorted(store.manifests(stage), key=lambda manifest: str(manifest.made.get("started")))
+        for key in set(store.keys(stage)) - {manifest.key for manifest in manifests}:
+            kept = [name for name in store.files.names(progress_folder(stage, key)) if name != LEASE]
+            unfinished.append(f"{stage} {key[:12]}: {f'{len(kept)} files of progress' if kept else 'begun'}")
+        if manifests:
+            size = sum(manifest.size for manifest in manifests)
+            newest = manifests[-1]
+            table.add_row(
+                stage, str(len(manifests)), f"{quantity(size)}B", str(newest.made.get("started"))[:19], newest.key[:12]
+            )
+    console.print(f"store {store.url}", highlight=False, soft_wrap=True)
+    console.print(table if table.row_count else "It holds no artifact yet: saeflow run demo", highlight=False)
+    for line in unfinished:
+        console.print(f"unfinished  {line}", highlight=False)
+
+
+def show_lineage(console: Console, store: Store, manifest: Manifest) -> None:
+    """The artifact at the root, what it was made from below it."""
+    tree = Tree(_named(manifest))
+    _grow(tree, store, manifest)
+    console.print(tree, highlight=False)
+
+
+def _grow(tree: Tree, store: Store, manifest: Manifest) -> None:
+    for name, found in inputs_of(store, manifest).items():
+        first = found[0] if found else None
+        many = f" ×{len(found)}, the first:" if len(found) > 1 else ""
+        if isinstance(first, Manifest):
+            _grow(tree.add(f"[dim]{name}{many}[/] {_named(first)}"), store, first)
+        elif isinstance(first, InputReference):
+            tree.add(f"[dim]{name}{many}[/] {first.stage} {first.key[:12]} [red]gone[/]")
+
+
+def _named(manifest: Manifest) -> str:
+    made = str(manifest.made.get("started"))[:19]
+    return f"[bold]{manifest.stage}[/] {manifest.key[:12]}  digest {manifest.digest[:12]}  {quantity(manifest.size)}B  {made}"
+
+
+def show_presets(console: Console) -> None:
+    """Each preset and what it is."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("preset", "model", "site", "latents", "k"):
+        table.add_column(name)
+    for name in preset_names():
+        config = load_preset(name)
+        table.add_row(name, config.model.path or "its own", config.site, str(config.train.n_latents), str(config.train.k))
+    console.print(table)
+
+
+def show_settings(console: Console, config: PipelineConfig) -> None:
+    """Every setting with value and meaning."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("setting", "value", "meaning"):
+        table.add_column(name, overflow="fold")
+    for name, value, meaning in _settings(config, ""):
+        table.add_row(name, value, meaning)
+    console.print(table, highlight=False)
+
+
+def _settings(model: BaseModel, prefix: str) -> list[tuple[str, str, str]]:
+    found = []
+    for name, field in type(model).model_fields.items():
+        value: Any = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found += _settings(value, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, str(value), field.description or ""))
+    return found

@@ -1,0 +1,172 @@
+"""A stage as a Prefect task: looked up, built when missing, shown as Cached or Built, with progress and a table.
+
+Prefect's own result cache is not used: the manifest decides (README, design). Futures of artifacts flow from task to
+task, so the server knows the graph, and the digests in them make the next keys.
+"""
+
+import collections
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed, State
+
+from flows.events import Event, Stopped, publish, stopping
+from tasks.artifacts import Artifact, Built, Spec, Stage, Store
+from tasks.errors import InputError, SaeflowError, ShardsFailed, StageFailed
+from tasks.runtime import Runtime
+
+SHOW_EVERY_SECONDS = 5.0  # progress artifacts are HTTP requests: few are enough for a page that polls
+
+
+class PrefectDo:
+    """The `Do` (flows/dag.py) that makes things happen, inside a running flow.
+
+    `only`, when given, is the one stage that may be built: those before it must be there, those after are left out.
+    """
+
+    def __init__(
+        self, store: Store, runtime: Runtime, force: frozenset[str], shards: int, only: str | None, needed: frozenset[str]
+    ) -> None:
+        self._store = store
+        self._runtime = runtime
+        self._force = force
+        self._shards = shards
+        self._only = only
+        self._needed = needed
+        self._single: dict[str, PrefectFuture[Artifact]] = {}
+        self._latest: PrefectFuture[Artifact] | None = None
+        self._errors: dict[tuple[str, int | None], BaseException] = {}  # what really happened, in order
+
+    def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Any:
+        if stage.name not in self._needed:
+            return None
+        carried = task(
+            self._in_task(stage, spec, shard), name=stage.name, cache_policy=NO_CACHE, persist_result=False,
+            task_run_name=stage.name if shard is None else f"{stage.name} {shard + 1} of {self._shards}",
+        )  # fmt: skip
+        future = carried.submit(inputs)
+        if shard is None:
+            self._single[stage.name] = future
+        else:
+            self._latest = future
+        return future
+
+    def window(self, count: int, chain: Callable[[int], Any]) -> list[Any]:
+        """Depth first: shard i is archived before shard i + window is captured. A failed shard stops no other."""
+        in_flight: collections.deque[PrefectFuture[Artifact]] = collections.deque()
+        chains = []
+        for i in range(count):
+            chains.append(chain(i))
+            if self._latest is not None:
+                in_flight.append(self._latest)
+            while len(in_flight) >= self._runtime.window:
+                in_flight.popleft().wait()
+            if stopping():
+                raise Stopped
+        wait(list(in_flight))
+        failures = {f"{stage} {i + 1} of {count}": error for (stage, i), error in self._errors.items() if i is not None}
+        if failures:
+            raise ShardsFailed(failures, count)
+        return chains
+
+    def finish(self) -> dict[str, Artifact]:
+        """Waits for every stage and returns the artifacts; raises the first failed stage's own error."""
+        wait(list(self._single.values()))
+        for (stage, _), error in self._errors.items():
+            if isinstance(error, SaeflowError | Stopped):
+                raise error
+            raise StageFailed(f"{stage} failed: {type(error).__name__}: {error}") from error
+        return {name: future.result() for name, future in self._single.items()}
+
+    def _in_task(self, stage: Stage, spec: Spec, shard: int | None) -> Callable[[dict[str, Any]], State]:
+        """The function a Prefect task runs; one closure per call keeps specs and stores out of Prefect's parameters."""
+
+        def run_stage(inputs: dict[str, Any]) -> State:
+            return self._carry_out(stage, spec, shard, inputs)
+
+        return run_stage
+
+    def _carry_out(self, stage: Stage, spec: Spec, shard: int | None, inputs: dict[str, Any]) -> State:
+        """Runs inside the Prefect task."""
+        tell = functools.partial(Event, stage=stage.name, shard=shard, of=None if shard is None else self._shards)
+        shown = _ProgressArtifact(stage.name) if shard is None else None
+
+        def report(done: float, total: float, unit: str) -> None:
+            publish(tell("progress", done=done, total=total, unit=unit))
+            if shown is not None:
+                shown.show(done, total)
+
+        def log(message: str) -> None:
+            publish(tell("log", message=message))
+            get_run_logger().info(message)
+
+        publish(tell("started"))
+        try:
+            built = self._build(stage, spec, report, log, inputs)
+        except BaseException as error:
+            self._errors[stage.name, shard] = error
+            publish(tell("failed", message=str(error) or type(error).__name__))
+            raise
+        publish(tell("finished", built=built))
+        if shard is None and not built.cached:
+            _show_summary(stage.name, built)
+        if shown is not None:
+            shown.end()
+        get_run_logger().info(f"{built.artifact.location}")
+        name = "Cached" if built.cached else "Built"
+        return Completed(name=name, message=built.artifact.location, data=built.artifact)
+
+    def _build(
+        self, stage: Stage, spec: Spec, report: Any, log: Callable[[str], None], inputs: dict[str, Any]
+    ) -> Built:
+        if self._only is not None and stage.name != self._only:
+            found = stage.find(self._store, spec, **inputs)
+            if found is None:
+                raise InputError(
+                    f"{self._only} needs the artifact of {stage.name}, which is not in {self._store.url}; "
+                    f"run the flow {stage.name} first, or the whole pipeline."
+                )
+            return Built(found, cached=True, seconds=0.0)
+        return stage.build(
+            self._store, spec, self._runtime, force=stage.name in self._force, on_report=report, on_log=log, **inputs
+        )
+
+
+class _ProgressArtifact:
+    """A stage's progress on its Prefect page, made when it has run long enough to be looked at."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._id: Any = None
+        self._shown = time.monotonic()
+
+    def show(self, done: float, total: float) -> None:
+        now = time.monotonic()
+        if now - self._shown < SHOW_EVERY_SECONDS or total <= 0 or TaskRunContext.get() is None:
+            return
+        self._shown = now
+        percent = min(100.0, 100.0 * done / total)
+        with contextlib.suppress(Exception):  # a page that cannot be drawn ends no stage
+            if self._id is None:
+                self._id = create_progress_artifact(percent, key=f"{self._stage}-progress", description=self._stage)
+            else:
+                update_progress_artifact(self._id, percent)
+
+    def end(self) -> None:
+        if self._id is not None:
+            with contextlib.suppress(Exception):
+                update_progress_artifact(self._id, 100.0)
+
+
+def _show_summary(stage: str, built: Built) -> None:
+    rows = [{"figure": name, "value": str(value)} for name, value in built.artifact.summary.items()]
+    with contextlib.suppress(Exception):
+        create_table_artifact(rows, key=f"{stage}-summary", description=f"{stage}: `{built.artifact.location}`")

@@ -1,0 +1,102 @@
+"""`saeflow ui`: a Prefect server on this machine, a worker, the demo deployed, and the page. Ctrl-C ends all of it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import webbrowser
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+
+from flows.server import find_server, forget_server, healthy, prepare_environment, remember_server
+from tasks import guard
+from tasks.errors import ClusterError, InputError
+from tasks.settings import settings
+
+POOL = "saeflow"
+START_SECONDS = 120.0
+STOP_SECONDS = 10.0
+
+
+def serve(port: int, browser: bool, store_url: str) -> None:
+    """Starts everything, says where it is, and waits for Ctrl-C (or SIGTERM)."""
+    console, now = Console(), settings()
+    guard.sweep()
+    if find_server(now) is not None:
+        raise InputError(f"A Prefect server runs already at {find_server(now)}; `saeflow run` reports to it.")
+    url = f"http://127.0.0.1:{port}"
+    if healthy(f"{url}/api"):
+        raise InputError(f"Another Prefect server answers at {url}; set PREFECT_API_URL={url}/api, or choose --port.")
+    guard.protect()
+    prepare_environment(f"{url}/api")
+    os.environ["SAEFLOW_STORE"] = store_url if "://" in store_url else str(Path(store_url).absolute())
+    os.environ["PREFECT_WORKER_WEBSERVER_HOST"] = "127.0.0.1"
+    logs = now.cache / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    children: list[subprocess.Popen[bytes]] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with console.status("starting the Prefect server ..."):
+            children.append(_start(["server", "start", "--host", "127.0.0.1", "--port", str(port)], logs / "server.log"))
+            _wait_for(f"{url}/api", children[0], logs / "server.log")
+            remember_server(now, f"{url}/api")
+            _call(["work-pool", "create", POOL, "--type", "process", "--overwrite"])
+            _call(["deploy", "--all", "--prefect-file", str(files("deployments") / "prefect.yaml")])
+            children.append(_start(["worker", "start", "--pool", POOL], logs / "worker.log"))
+        console.print(
+            f"Prefect UI  {url}/deployments   (pipeline/demo: Run, then Quick run)\n"
+            f"store       {os.environ['SAEFLOW_STORE']}\n"
+            f"logs        {logs}\n"
+            "`saeflow run demo` in another terminal reports here too. Ctrl-C ends the server and its worker.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        if browser:
+            webbrowser.open(f"{url}/deployments")
+        while all(child.poll() is None for child in children):
+            time.sleep(0.5)
+        raise ClusterError(f"The Prefect server or its worker ended by itself; see {logs}.")
+    except KeyboardInterrupt:
+        console.print("Ending the server and its worker ...")
+    finally:
+        forget_server(now)
+        for child in reversed(children):
+            _end(child)
+        guard.release()
+
+
+def _prefect(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+
+
+def _start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as out:  # its own session: a Ctrl-C at the terminal reaches only us, and we end it in order
+        return subprocess.Popen(
+            _prefect(arguments), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
+def _call(arguments: list[str]) -> None:
+    done = subprocess.run(_prefect(arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise ClusterError(f"prefect {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()[-800:]}")
+
+
+def _wait_for(url: str, child: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while not healthy(url):
+        if child.poll() is not None or time.monotonic() > until:
+            raise ClusterError(f"The Prefect server did not start; its last words: {log.read_text()[-800:].strip()}")
+        time.sleep(0.2)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    try:
+        child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
