@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.sentences import split_paragraphs, split_sentences
@@ -32,6 +32,7 @@ def test_paragraphs_lie_between_blank_lines() -> None:
     assert split_paragraphs("\n\na\nb\n \t\nc\n\n\n") == ["a\nb", "c"]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aB1 .!?\n\"')。Drvs", max_size=80) | st.text(max_size=80))
 def test_no_character_but_white_space_is_lost(text: str) -> None:
     bare = re.sub(r"\s+", "", text)
@@ -41,6 +42,7 @@ def test_no_character_but_white_space_is_lost(text: str) -> None:
         assert all(part and part == part.strip() for part in parts)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aB1 .!?\n", max_size=80))
 def test_a_sentence_holds_no_newline(text: str) -> None:
     assert not any("\n" in sentence for sentence in split_sentences(text))
