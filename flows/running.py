@@ -16,7 +16,7 @@ from flows.config import PipelineConfig, load_preset
 from flows.events import Stopped, ask_to_stop, listening, stopping
 from flows.live import Board
 from flows.preflight import check
-from flows.server import find_server, prepare_environment
+from flows.server import find_server, prepare_environment, quiet_console, send_last_logs
 from tasks import guard
 from tasks.artifacts import open_store
 from tasks.settings import settings
@@ -61,7 +61,7 @@ def run_here(
 def _flow(config: PipelineConfig, store_url: str, force: frozenset[str], only: str | None) -> None:
     from flows.pipeline import run
 
-    _quiet_prefect()
+    quiet_console()
     run(config, store_url, force, only)
 
 
@@ -111,23 +111,10 @@ def _leave(code: int) -> None:
 
 
 def _shut_down() -> None:
+    if "prefect" in sys.modules:
+        send_last_logs()
     if "ray" in sys.modules:
         from tasks.cluster import shutdown
 
         shutdown()
     guard.release()
-
-
-def _quiet_prefect() -> None:
-    """The table says what people want to know; Prefect's own lines go to its server only."""
-    import logging
-
-    from prefect.logging.configuration import setup_logging
-    from prefect.logging.handlers import PrefectConsoleHandler
-
-    setup_logging()
-    names = ["", "prefect", "prefect.flow_runs", "prefect.task_runs", *logging.root.manager.loggerDict]
-    for name in names:
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.CRITICAL + 1)

@@ -26,6 +26,28 @@ def prepare_environment(server: str | None) -> None:
         os.environ["PREFECT_API_URL"] = server
 
 
+def quiet_console() -> None:
+    """The table says what people want to know; Prefect's own lines go to its server only."""
+    import logging
+
+    from prefect.logging.configuration import setup_logging
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    setup_logging()
+    names = ["", "prefect", "prefect.flow_runs", "prefect.task_runs", *logging.root.manager.loggerDict]
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+
+
+def send_last_logs() -> None:
+    """Waits until Prefect's server has the run's log lines: it must still be there for them."""
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
+
+
 def find_server(settings: Settings) -> str | None:
     """URL of the server to use, or None for a temporary one. A record left by a dead `saeflow ui` is ignored."""
     if settings.prefect_api_url:
