@@ -11,7 +11,9 @@ from pathlib import Path
 
 from flows.config import PipelineConfig
 from flows.planner import Planned
+from tasks.label import label_dollars
 from tasks.model import describe_model
+from tasks.score import score_dollars
 
 BYTES_PER_TOKEN = 4.0
 ARCHIVED_SHARE = 0.7
@@ -27,6 +29,7 @@ class Estimate:
     archived_bytes: int | None
     shuffled_bytes: int | None
     training_flop: float | None
+    dollars: float  # upper bound for Claude; 0 with the keywords labeller
 
     @property
     def largest_bytes(self) -> int:
@@ -39,14 +42,16 @@ def estimate(config: PipelineConfig, planned: list[Planned]) -> Estimate:
     described = describe_model(config.model)
     tokens = _tokens(config, planned)
     d_model = described.d_model if described else None
+    latents = config.train.n_latents
+    dollars = label_dollars(config.label, latents) + score_dollars(config.score, latents)
     flop = None
     if d_model is not None:
-        flop = 12.0 * config.train.batch_size * config.train.steps * config.train.n_latents * d_model
+        flop = 12.0 * config.train.batch_size * config.train.steps * latents * d_model
     if tokens is None or d_model is None:
-        return Estimate(tokens, None, None, None, flop)
+        return Estimate(tokens, None, None, None, flop, dollars)
     one_site = tokens * d_model * 2
     captured = one_site * len(config.capture.sites)
-    return Estimate(tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop)
+    return Estimate(tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop, dollars)
 
 
 def _tokens(config: PipelineConfig, planned: list[Planned]) -> int | None:

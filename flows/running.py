@@ -66,10 +66,9 @@ def _flow(config: PipelineConfig, store_url: str, force: frozenset[str], only: s
 
 
 def _say_end(console: Console, board: Board) -> None:
-    if "label" in board.rows and board.rows["label"].built:
-        note = board.rows["label"].figures().get("note")
-        if note:
-            console.print(f"label: {note}", highlight=False, soft_wrap=True)
+    labels = board.rows["label"].figures()
+    if "why" in labels:
+        console.print(f"labels by {labels['labeller']}: {labels['why']}", highlight=False, soft_wrap=True)
     report = board.rows["report"].built.get(None)
     if report is not None:
         location = report.artifact.location
