@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "tasks.settings": "the only reader",
     "tasks.cluster": "Ray takes its authentication and ports from the environment only",
     "tasks.guard": "marks the processes of a run, so that they can be found and ended with it",
+    "flows.ui": "the server and the worker that it starts take their settings from the environment",
     "flows.server": "Prefect takes its server and its manners from the environment only",
 }
 

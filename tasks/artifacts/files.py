@@ -1,4 +1,4 @@
-"""Where a store's bytes lie: a local folder or object storage, behind the same ten verbs.
+"""Where a store's bytes lie: a local folder or object storage, behind the same few verbs.
 
 Paths are relative to the store's root, with forward slashes. A write is whole or not there: locally by rename,
 remotely because an object appears only when its upload is complete.
@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any, Protocol
 from tasks.errors import StoreError
 
 TEMPORARY = ".tmp-"  # names of unfinished local writes start so; they are never listed
+UNFINISHED_SECONDS = 3600.0  # a small file is written in far less: what is older has lost its writer
 
 
 class Files(Protocol):
-    """The ten verbs a store needs."""
+    """The verbs a store needs."""
 
     url: str
 
@@ -46,6 +48,9 @@ class Files(Protocol):
 
     def remove(self, path: str) -> None:
         """Removes a file, or a folder with all below it; nothing happens when there is none."""
+
+    def unfinished(self) -> list[str]:
+        """Paths of small writes that were begun long ago and never ended, sorted."""
 
     def local(self, path: str) -> Path | None:
         """The local path of a stored file where there is one, else None."""
@@ -106,6 +111,11 @@ class LocalFiles:
             shutil.rmtree(target, ignore_errors=True)
         else:
             target.unlink(missing_ok=True)
+
+    def unfinished(self) -> list[str]:
+        before = time.time() - UNFINISHED_SECONDS
+        found = (entry for entry in self.root.rglob(f"{TEMPORARY}*") if entry.stat().st_mtime < before)
+        return sorted(entry.relative_to(self.root).as_posix() for entry in found)
 
     def local(self, path: str) -> Path | None:
         return self.root / path
@@ -195,6 +205,9 @@ class RemoteFiles:
         with _said(self.url), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self._at(path), recursive=True)
 
+    def unfinished(self) -> list[str]:
+        return []
+
     def local(self, path: str) -> Path | None:
         return None
 
@@ -263,5 +276,5 @@ def _said(url: str) -> Iterator[None]:
                 "(AWS_ENDPOINT_URL), the network, and AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY."
             ) from error
         if isinstance(error, ImportError | ValueError):
-            raise StoreError(f"The store URL {url!r} is not usable: {error}. Give a folder or s3://bucket/x.") from error
+            raise StoreError(f"The store URL {url!r} is not usable: {error}. Give a folder or s3://bucket.") from error
         raise

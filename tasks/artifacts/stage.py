@@ -7,6 +7,7 @@
 `version` is raised by a person when the meaning of the output changes; golden-key tests catch accidents.
 """
 
+import contextlib
 import datetime
 import errno
 import functools
@@ -15,7 +16,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,20 @@ from tasks.settings import Settings, settings
 
 Input = Artifact | Sequence[Artifact]
 Pin = Callable[[Any, Settings], dict[str, Any] | None]
+
+
+@contextlib.contextmanager
+def _full_disk_told() -> Iterator[None]:
+    """Wherever the disk fills up, in a stage's function or around it: one sentence that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(
+            f"The disk is full ({error.filename or 'while data were written'}); nothing of this stage is kept, all that "
+            "is committed stays. Free some space (saeflow gc), or choose another --store or SAEFLOW_SCRATCH."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,7 @@ class Stage:
             raise StageFailed(f"{self.name} {key[:12]} was waited for but not committed; run the same command again.")
         return Built(Artifact(store.url, found), cached, time.monotonic() - begin)
 
+    @_full_disk_told()
     def _attempt(
         self,
         store: Store,
@@ -141,17 +157,9 @@ class Stage:
                 summary=summary,
                 made=_circumstances(runtime) | {"started": started.isoformat(), "seconds": time.monotonic() - begin},
             )
-            held = store.commit(manifest, replace=force)
-        except OSError as error:
-            attempt.discard()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StoreError(
-                    f"The disk is full ({error.filename or attempt.path}) while {self.name} was written; nothing of it "
-                    "is kept and everything committed stays. Free some space (saeflow gc) or choose another --store."
-                ) from error
-            raise
+            held = attempt.commit(manifest, replace=force)
         except BaseException:
-            attempt.discard()
+            attempt.abandon()
             raise
         if held.attempt == attempt.name:
             attempt.keep()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from tasks.artifacts.files import Files, open_files
 from tasks.artifacts.manifest import InputReference, Manifest, read_manifest
-from tasks.errors import StoreError
+from tasks.errors import ArtifactError, StoreError
 
 
 class Store:
@@ -25,7 +25,14 @@ class Store:
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The committed manifest of a key, or None. Reads nothing else: existence is the commit."""
-        return self._read(manifest_path(stage, key))
+        path = manifest_path(stage, key)
+        found = self._read(path)
+        if found is not None and (found.stage, found.key) != (stage, key):
+            raise ArtifactError(
+                f"The manifest {self.url}/{path} belongs to {found.stage}/{found.key[:12]}: it was copied here. "
+                f"Remove the folder {stage}/{key[:12]}..., or run {stage} again with --force."
+            )
+        return found
 
     def attempt(self, reference: InputReference) -> Manifest | None:
         """The manifest of one exact attempt, also of one that `--force` has superseded."""
@@ -72,11 +79,11 @@ class Store:
 
     def check(self) -> None:
         """Writes, reads and removes a small file: a wrong key, a missing bucket or a dead endpoint is said at once."""
-        probe, data = f".probe/{uuid.uuid4().hex}", b"saeflow"
+        probe, data = f".probe-{uuid.uuid4().hex}", b"saeflow"
         self.files.write(probe, data)
         if self.files.read(probe) != data:
             raise StoreError(f"The store {self.url} does not give back what was written to it; choose another --store.")
-        self.files.remove(".probe")
+        self.files.remove(probe)
 
     def _read(self, path: str) -> Manifest | None:
         text = self.files.read(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.lease import LEASE, Lease, is_dead, this_process
+from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store, attempt_folder, progress_folder
 from tasks.errors import InputError
 from tasks.runtime import Runtime
@@ -117,6 +118,7 @@ class Attempt:
     def __init__(self, store: Store, stage: str, key: str) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._store = store
+        self._committing = False
         self._folder = attempt_folder(stage, key, self.name)
         self._scratch = own_scratch() / self.name
         _clean_dead_attempts(store, stage, key)
@@ -140,6 +142,21 @@ class Attempt:
         """After the commit: the data stay, everything temporary goes."""
         self._store.files.remove(f"{self._folder}.owner")
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def commit(self, manifest: Manifest, replace: bool) -> Manifest:
+        """Makes this attempt its key's artifact; returns the manifest that holds, which another driver's may be."""
+        self._committing = True
+        return self._store.commit(manifest, replace)
+
+    def abandon(self) -> None:
+        """After an error: removes what was written. Once the commit has begun the manifest may stand, even where its
+
+        writing seemed to fail (a lost answer, Ctrl-C): then the data stay, and the next build of the key or gc decides.
+        """
+        if self._committing:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        else:
+            self.discard()
 
     def discard(self) -> None:
         """Removes all that this attempt has written."""
