@@ -52,8 +52,8 @@ def answer_from_marks(params: dict[str, Any]) -> str:
         label = re.search(r"^Label: (.*)$", text, re.MULTILINE)
         items = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |\Z)", text, re.MULTILINE | re.DOTALL)
         marks = {int(number): MARKED.search(item) for number, item in items}
-        named = label.group(1) if label else ""
-        active = [i for i, mark in marks.items() if mark and mark.group(1).strip() in named.split()]
+        named = re.findall(r"[^\s“”,;]+", label.group(1).removeprefix("the token ")) if label else []
+        active = [i for i, mark in marks.items() if mark and mark.group(1).strip() in named]
         return json.dumps({"active": active})
     marked = collections.Counter(token.strip() for token in MARKED.findall(text))
     word = max(sorted(marked), key=lambda token: marked[token]) if marked else "nothing"
