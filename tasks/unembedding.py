@@ -9,6 +9,7 @@ whatever the architecture, tied embeddings included; then only those are read fr
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.artifacts import Artifact
@@ -32,16 +33,16 @@ def load_unembedding(model: Artifact) -> tuple[torch.Tensor, torch.Tensor | None
 
     from tasks.model import model_folder
 
-    folder, revision = model_folder(model), model.summary.get("revision")
-    config = AutoConfig.from_pretrained(folder, revision=revision)
+    folder = model_folder(model)
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config)
+        shell = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     head = shell.get_output_embeddings()
     if head is None:
-        raise InputError(f"The model {folder} has no output embeddings; give a causal language model.")
+        raise InputError(f"The model in {folder} has no output embeddings; give a causal language model.")
+    shell.tie_weights()
     norm = _final_norm(shell)
-    unembedding_VD = _read(shell, head.get_parameter("weight"), folder, revision)
-    return unembedding_VD, None if norm is None else _read(shell, norm.get_parameter("weight"), folder, revision)
+    gain_D = None if norm is None else _read(shell, norm.get_parameter("weight"), folder)
+    return _read(shell, head.get_parameter("weight"), folder), gain_D
 
 
 def _final_norm(shell: nn.Module) -> nn.Module | None:
@@ -55,26 +56,22 @@ def _final_norm(shell: nn.Module) -> nn.Module | None:
     return None
 
 
-def _read(shell: nn.Module, parameter: nn.Parameter, folder: object, revision: str | None) -> torch.Tensor:
+def _read(shell: nn.Module, parameter: nn.Parameter, folder: Path) -> torch.Tensor:
     """One parameter of the checkpoint; tied parameters are stored under one of their names."""
     from safetensors import safe_open
-    from transformers.utils import cached_file
 
-    shell.tie_weights()  # type: ignore[operator]
     names = [name for name, other in shell.named_parameters(remove_duplicate=False) if other is parameter]
-    index = cached_file(folder, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if index:
-        with open(index) as file:  # noqa: PTH123
-            files = json.load(file)["weight_map"]
-    else:
-        files = dict.fromkeys(names, SINGLE)
     for name in names:
-        if name in files:
-            path = cached_file(folder, files[name], revision=revision, _raise_exceptions_for_missing_entries=False)
-            if path:
-                with safe_open(path, framework="pt") as tensors:
-                    if name in tensors.keys():  # noqa: SIM118
-                        return tensors.get_tensor(name)
+        path = folder / _file_of(name, folder)
+        if path.is_file():
+            with safe_open(path, framework="pt") as tensors:
+                if name in set(tensors.keys()):
+                    return tensors.get_tensor(name)
     raise InputError(
-        f"The model {folder} has none of the tensors {names} in safetensors files; save it with save_pretrained first."
+        f"The model in {folder} has none of the tensors {names} in its safetensors files; save it with save_pretrained."
     )
+
+
+def _file_of(name: str, folder: Path) -> str:
+    index = folder / INDEX
+    return json.loads(index.read_text())["weight_map"].get(name, SINGLE) if index.is_file() else SINGLE

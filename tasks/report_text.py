@@ -1,0 +1,151 @@
+"""The sentences and figures at the head of the report, made from summaries, the SAE's config and metrics.json."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tasks.artifacts import Artifact
+
+Json = dict[str, Any]
+SITES = {
+    "resid_pre": "the residual stream before layer {}",
+    "resid_post": "the residual stream after layer {}",
+    "attn_in": "the input of the attention in layer {}, after its norm",
+    "attn_out": "the output of the attention in layer {}",
+    "mlp_in": "the input of the MLP in layer {}",
+    "mlp_out": "the output of the MLP in layer {}",
+}
+
+
+def headline(config: Json, model: Artifact) -> str:
+    """One line: how many features of which model."""
+    return f"{config['sae']['n_latents']:,} latents of {_model_name(model)}, {config['metadata']['site']}"
+
+
+def lede(config: Json, inputs: Mapping[str, Artifact], archives: list[Artifact], table: Json) -> str:
+    """What was done and what came out, in three sentences."""
+    kind, _, layer = str(config["metadata"]["site"]).partition(".")
+    sae, tokens = config["sae"], inputs["examples"].summary["tokens"]
+    site = SITES.get(kind, "the site {}").format(layer)
+    labelled = sum(label is not None for label in table["label"])
+    scored = [row for row in zip(table["score"], table["baseline"], strict=True) if None not in row]
+    text = (
+        f"A TopK sparse autoencoder reads {site} (counted from 0) and writes each of {tokens:,} tokens as at most "
+        f"{sae['k']} of {sae['n_latents']:,} latents. {labelled:,} of them have a label, and {len(scored):,} fire "
+        "often enough on held-out text for the label to be scored"
+    )
+    if not scored:
+        return text + "."
+    score, baseline = (statistics.median(column) for column in zip(*scored, strict=True))
+    above = sum(score > baseline for score, baseline in scored) / len(scored)
+    return (
+        f"{text}: the median label reaches {score:.2f} balanced accuracy where a mere look-up of the token reaches "
+        f"{baseline:.2f}, and {above:.0%} of the labels beat it."
+    )
+
+
+def notes(labels: Artifact, table: Json) -> list[str]:
+    """What a reader must know before believing the labels."""
+    found = []
+    if labels.summary.get("labeller") == "keywords":
+        why = labels.summary.get("why", "no language model was asked")
+        found.append(
+            f"The labels are key words: {why}. They name the words a feature fires on, not what these have in common."
+        )
+    few = sum(score is None and rate > 0 for score, rate in zip(table["score"], table["rate"], strict=True))
+    if few:
+        found.append(f"{few:,} living features have no score, most often for too few held-out activations.")
+    return found
+
+
+def figures(measured: Json, known: Mapping[str, tuple[str, str, str]]) -> list[Json]:
+    """The tiles: name, value, spread, explanation."""
+    tiles = []
+    for key, (name, explanation, form) in known.items():
+        value, low, high = estimate(measured.get(key))
+        if value is not None:
+            spread = f"{write(low, form)} to {write(high, form)}" if low is not None and high is not None else ""
+            tiles.append({"name": name, "value": write(value, form), "unit": "", "spread": spread,
+                          "explanation": explanation})  # fmt: skip
+    return tiles
+
+
+def estimate(found: Any) -> tuple[float | None, float | None, float | None]:
+    """(value, low, high) of a number, of {"value", "low", "high"}, or of nothing."""
+    if isinstance(found, dict) and "value" in found:
+        return found["value"], found.get("low"), found.get("high")
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return found, None, None
+    return None, None, None
+
+
+def write(value: float | None, form: str = "number") -> str:
+    """A figure as people read it."""
+    if value is None:
+        return ""
+    if form == "percent":
+        return f"{100 * value:.1f}%"
+    if form == "share":
+        return f"{value:.3f}"
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+# Which figures of each stage's summary are told, and under which name. Others stay out: some describe how a run went
+# (trusted files, rates), and the page must have the same bytes whenever its inputs have the same digests.
+MODEL = {
+    "parameters": "Parameters", "layers": "Layers", "d_model": "Width", "vocabulary": "Vocabulary",
+    "validation_bits_per_byte": "Bits per byte, held out", "bigram_bits_per_byte": "Bits per byte, bigram",
+}  # fmt: skip
+CORPUS = {"documents": "Documents", "rows": "Rows", "bytes": "Bytes"}
+TRAINING = {"steps": "Training steps", "activations": "Activations seen", "tokens": "Activations seen",
+            "batch_size": "Activations per step"}  # fmt: skip
+LABELS = {"labeller": "Labeller", "labelled": "Labelled", "too_few_examples": "Too few examples",
+          "no_pattern": "No pattern found", "not_chosen": "Not chosen"}  # fmt: skip
+SCORES = {"scorer": "Scorer", "scored": "Scored", "too_few": "Too few examples", "unanswered": "Unanswered",
+          "median_score": "Median score", "median_baseline": "Median token look-up"}  # fmt: skip
+
+
+def facts(
+    config: Json, inputs: Mapping[str, Artifact], archives: list[Artifact], measured: Json, known: Mapping[str, Any]
+) -> list[Json]:
+    """Small tables: where everything came from, and what else was measured."""
+    sae = config["sae"]
+    further = [(key.replace("_", " "), write(estimate(value)[0])) for key, value in sorted(measured.items())
+               if key not in known and estimate(value)[0] is not None]  # fmt: skip
+    groups = [
+        ("Model", [("Name", _model_name(inputs["model"])), *_told(inputs["model"], MODEL)]),
+        ("Text", [*_told(inputs["corpus"], CORPUS), ("Archived shards", write(len(archives)))]),
+        (
+            "Autoencoder",
+            [
+                ("Site", config["metadata"]["site"]),
+                ("Latents", write(sae["n_latents"])),
+                ("Active per token, at most (k)", write(sae["k"])),
+                ("Width of the activations", write(sae["d_in"])),
+                ("Normalisation", sae["normalization"].replace("_", " ")),
+                *_told(inputs["sae"], TRAINING),
+            ],
+        ),
+        ("Labels and scores", [*_told(inputs["labels"], LABELS), *_told(inputs["scores"], SCORES)]),
+        ("Further figures", further),
+    ]
+    return [{"name": name, "rows": rows} for name, rows in groups if rows]
+
+
+def _told(artifact: Artifact, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    found = [(name, artifact.summary.get(key)) for key, name in names.items()]
+    return [(name, value if isinstance(value, str) else write(value)) for name, value in found if value]
+
+
+def _model_name(model: Artifact) -> str:
+    """The last part of its source, which is a hub name or a path; what was trained here has no name of its own."""
+    source = str(model.summary.get("source", ""))
+    if source in ("", "trained here"):
+        return "a model trained here"
+    return source.rstrip("/").rpartition("/")[2]
