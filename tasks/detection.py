@@ -5,6 +5,7 @@ Tokens of one row are not independent, so the bootstrap draws whole rows (cluste
 Davison & Hinkley 1997, sections 3.8 and 5.3).
 """
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def balanced_accuracy(
     predicted: "NDArray[np.bool_]",
     row_id: "NDArray[np.int64]",
     resamples: int,
-    seed: list[int],
+    seed: tuple[int, ...],
 ) -> Accuracy:
     """All arrays (items); there must be a positive and a negative among them. Repeats for the same seed."""
     import numpy as np
@@ -36,8 +37,7 @@ def balanced_accuracy(
     rows = int(row.max()) + 1
     tallies = [active & predicted, active, ~active & ~predicted, ~active]
     per_row_4R = np.stack([np.bincount(row, weights=tally, minlength=rows) for tally in tallies])
-    weights_BR = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples)
-    found, positives, spared, negatives = per_row_4R @ weights_BR.T
+    found, positives, spared, negatives = per_row_4R @ _draws(rows, resamples, seed).T
     usable = (positives > 0) & (negatives > 0)  # a draw of few rows may lack one kind
     drawn = (found[usable] / positives[usable] + spared[usable] / negatives[usable]) / 2
     whole = per_row_4R.sum(axis=1)
@@ -46,3 +46,13 @@ def balanced_accuracy(
         return Accuracy(value, 0.0, 1.0)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Accuracy(value, float(low), float(high))
+
+
+@functools.lru_cache(maxsize=2)  # a score and its baseline share their draws
+def _draws(rows: int, resamples: int, seed: tuple[int, ...]) -> "NDArray[np.int64]":
+    """How often each row was drawn, (resamples, rows); six times as fast as numpy's multinomial."""
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).integers(rows, size=(resamples, rows))
+    drawn += np.arange(resamples)[:, None] * rows
+    return np.bincount(drawn.ravel(), minlength=resamples * rows).reshape(resamples, rows)

@@ -158,7 +158,7 @@ def _score(spec: ScoreSpec, scorer: str, row: dict[str, Any], held: Held | None,
 
 def _accuracy(spec: ScoreSpec, latent: int, held: Held, guessed: Any) -> Accuracy:
     """The same draws for score and baseline, so that they differ by their guesses alone."""
-    return balanced_accuracy(held.active, guessed, held.row_id, spec.resamples, [spec.seed, latent])
+    return balanced_accuracy(held.active, guessed, held.row_id, spec.resamples, (spec.seed, latent))
 
 
 def _figures(scores: list[Score]) -> dict[str, Any]:

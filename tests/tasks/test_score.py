@@ -116,7 +116,7 @@ def arrays(items: list[tuple[bool, bool, int]]) -> tuple[Any, Any, Any]:
 @given(ITEMS)
 def test_balanced_accuracy_equals_a_plain_count_and_its_interval_holds_it_or_touches(items: list) -> None:
     active, predicted, row = arrays(items)
-    found = balanced_accuracy(active, predicted, row, 200, [0])
+    found = balanced_accuracy(active, predicted, row, 200, (0,))
     hits = [p for a, p, _ in items if a]
     spared = [not p for a, p, _ in items if not a]
     assert found.value == pytest.approx((sum(hits) / len(hits) + sum(spared) / len(spared)) / 2)
@@ -127,10 +127,10 @@ def test_balanced_accuracy_equals_a_plain_count_and_its_interval_holds_it_or_tou
 def test_a_constant_guess_is_worth_a_half_and_the_opposite_guess_the_rest(items: list) -> None:
     active, predicted, row = arrays(items)
     for constant in (True, False):
-        found = balanced_accuracy(active, np.full(len(active), constant), row, 100, [0])
+        found = balanced_accuracy(active, np.full(len(active), constant), row, 100, (0,))
         assert found == pytest.approx((0.5, 0.5, 0.5)) or found == pytest.approx((0.5, 0.0, 1.0))
-    assert balanced_accuracy(active, active, row, 100, [0]).value == 1.0
-    one, other = (balanced_accuracy(active, guess, row, 100, [0]) for guess in (predicted, ~predicted))
+    assert balanced_accuracy(active, active, row, 100, (0,)).value == 1.0
+    one, other = (balanced_accuracy(active, guess, row, 100, (0,)) for guess in (predicted, ~predicted))
     assert one.value + other.value == pytest.approx(1.0)
     assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low)) or one.low == 0.0
 
@@ -141,7 +141,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     for trial in range(200):
         active = np.arange(160) % 2 == 0
         predicted = np.where(dice.random(160) < 0.8, active, ~active)
-        found = balanced_accuracy(active, predicted, np.arange(160) // 4, 500, [trial])
+        found = balanced_accuracy(active, predicted, np.arange(160) // 4, 500, (trial,))
         held += found.low <= 0.8 <= found.high
     assert 0.88 <= held / 200 <= 0.99
 
@@ -150,8 +150,8 @@ def test_rows_that_are_right_or_wrong_together_widen_the_interval() -> None:
     """The cluster bootstrap knows that 40 tokens of 4 rows are not 40 independent tokens."""
     active = np.arange(40) % 2 == 0
     predicted = np.where(np.arange(40) // 10 < 3, active, ~active)
-    together = balanced_accuracy(active, predicted, np.arange(40) // 10, 1000, [0])
-    apart = balanced_accuracy(active, predicted, np.arange(40), 1000, [0])
+    together = balanced_accuracy(active, predicted, np.arange(40) // 10, 1000, (0,))
+    apart = balanced_accuracy(active, predicted, np.arange(40), 1000, (0,))
     assert together.value == apart.value
     assert together.high - together.low > 1.5 * (apart.high - apart.low)
 
