@@ -1,0 +1,210 @@
+"""One training step of a TopK autoencoder, on one process or on several that stay bit-equal.
+
+    trainer = Trainer(sae, TrainerConfig(batch_size=1024, steps=1200), variance=V)
+    for step in range(trainer.step_number, 1200):
+        trainer.step(rows.batch(step, 1024).float())
+    trainer.figures()                       # loss, fvu, l0, dead_share ... since the last call
+    trainer.state_dict()                    # tensors and plain numbers: all that a next step depends on
+
+Every rank computes the gradient sums of its share of the global batch, two large and one small all-reduce add them up,
+and every rank makes the same update: there is no wrapper to call past, and the sum is the same on all ranks.
+
+Shapes: B rows of this rank, D d_in, N n_latents.
+"""
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch import distributed as dist
+
+from sae_core.errors import ActivationError, CheckpointError
+from sae_core.gradients import Gradients, gradients
+from sae_core.sae import TopKSAE
+from sae_core.schedule import ScheduleConfig, factor
+
+PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
+
+
+class TrainerConfig(ScheduleConfig):
+    """Everything that fixes a training, apart from the autoencoder and the data."""
+
+    batch_size: int = Field(ge=1, description="Rows of one step, over all ranks together.")
+    lr: float = Field(8e-3, gt=0, description="Peak learning rate of AdamW.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the squared gradient.")
+    epsilon: float = Field(6.25e-10, gt=0, description="AdamW's epsilon (Gao et al. 2024, A.3).")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay of the weights per step, times lr.")
+    auxiliary: float = Field(1 / 32, ge=0, description="Weight of the auxiliary loss on dead latents; 0 turns it off.")
+    k_auxiliary: int | None = Field(None, ge=1, description="Dead latents per row in it; None: about d_in / 2.")
+    dead_after_rows: int = Field(10_000_000, ge=1, description="Rows without firing after which a latent is dead.")
+
+
+class Trainer:
+    """The autoencoder with its optimizer, counters and schedule."""
+
+    def __init__(
+        self, sae: TopKSAE, config: TrainerConfig, *, variance: float, group: "dist.ProcessGroup | None" = None
+    ) -> None:
+        """`variance`: E||x - mean||^2 of the normalised data. `group`: the ranks that share a batch; None: this one.
+
+        Raises ValueError where the number of ranks does not divide the batch.
+        """
+        self.sae = sae.requires_grad_(True)
+        self.config = config
+        self.step_number = 0  # steps made
+        self._variance = variance
+        self._group = group
+        self._world = dist.get_world_size(group) if group else 1
+        if config.batch_size % self._world:
+            raise ValueError(
+                f"The batch of {config.batch_size} rows cannot be shared by {self._world} ranks; "
+                "choose a batch size that is a multiple of the number of ranks."
+            )
+        self._k_auxiliary = config.k_auxiliary or max(1, 1 << round(torch.tensor(sae.config.d_in / 2).log2().item()))
+        self._parameters = {name: getattr(sae, name) for name in PARAMETERS}
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        device = sae.W_enc.device
+        for parameter in self._parameters.values():  # made before the first step, so that every state has all of it
+            self._optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self._silent_N = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)  # rows since it fired
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)  # since `figures`: 3 of gradients, fired, steps
+        if group:
+            for tensor in sae.state_dict().values():
+                dist.broadcast(tensor, group_src=0, group=group)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.config.lr * factor(self.step_number, self.config)
+
+    @property
+    def dead(self) -> Tensor:
+        """Which latents are dead now, bool (N,)."""
+        return self._silent_N >= self.config.dead_after_rows
+
+    @torch.no_grad()
+    def step(self, x_BD: Tensor) -> None:
+        """One update from this rank's share of the global batch: float (batch_size / ranks, D), in rank order.
+
+        Raises ActivationError, on every rank and before anything is changed, for values that are not finite; on a GPU,
+        where looking would stop the queue, `figures` and `state_dict` raise instead.
+        """
+        if len(x_BD) * self._world != self.config.batch_size:
+            raise ActivationError(
+                f"This step got {len(x_BD)} rows on one of {self._world} ranks, but the batch of all of them has "
+                f"{self.config.batch_size}; give each rank its share."
+            )
+        sums = gradients(
+            self.sae,
+            self.sae.normalise(x_BD)[0],
+            self.dead.nonzero().squeeze(1),
+            rows=self.config.batch_size,
+            variance=self._variance,
+            auxiliary=self.config.auxiliary,
+            k_auxiliary=self._k_auxiliary,
+        )
+        if self._group:
+            for tensor in (sums.W_enc, sums.W_dec, sums.small):
+                dist.all_reduce(tensor, group=self._group)
+        if sums.small.device.type == "cpu":
+            _require_finite(sums.sums.tolist(), self.step_number)
+        self._update(sums)
+        fired_N = sums.fired > 0
+        self._silent_N += self.config.batch_size
+        self._silent_N.masked_fill_(fired_N, 0)
+        self._sums[:3] += sums.sums
+        self._sums[3] += sums.fired.sum()
+        self._sums[4] += 1
+        self.step_number += 1
+
+    def _update(self, sums: Gradients) -> None:
+        """AdamW on all parameters; decoder directions keep norm 1 and get no gradient along themselves.
+
+        Bricken et al. 2023, "Towards monosemanticity", appendix: with the parallel part left in, Adam's moments carry a
+        motion that the renormalisation takes back at each step.
+        """
+        W_dec = self.sae.W_dec
+        along_N1 = (sums.W_dec * W_dec).sum(dim=1, keepdim=True)
+        sums.W_dec.addcmul_(along_N1, W_dec, value=-1)
+        found = (sums.W_enc, sums.W_dec, sums.b_enc, sums.b_pre)
+        for parameter, gradient in zip(self._parameters.values(), found, strict=True):
+            parameter.grad = gradient
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = self.learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+
+    def figures(self) -> dict[str, float]:
+        """Means over the steps since the last call (at least one); begins anew.
+
+        fvu, auxiliary and loss are in units of the variance V; loss = fvu + weight x auxiliary.
+        """
+        error, auxiliary, norm, fired, steps = self._sums.tolist()
+        _require_finite([error, auxiliary, norm], self.step_number)
+        self._sums.zero_()
+        rows = steps * self.config.batch_size
+        return {
+            "loss": (error + self.config.auxiliary * auxiliary) / rows,
+            "fvu": error / rows,
+            "auxiliary": auxiliary / rows,
+            "l0": fired / rows,
+            "dead_share": float(self.dead.double().mean()),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything a next step depends on, as named tensors on the CPU; resuming from it repeats the bits."""
+        _require_finite(self._sums[:3].tolist(), self.step_number)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()} | {
+            "step": torch.tensor(self.step_number)
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over a state of `state_dict`; raises CheckpointError, changing nothing, for another trainer's state."""
+        tensors = self._tensors()
+        expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items() if name != "step"}
+        if found != expected or "step" not in state:
+            differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            name = (differing or ["step"])[0]
+            raise CheckpointError(
+                f"The checkpoint has {name} as {found.get(name)}, but this training needs {expected.get(name)}: it "
+                "belongs to another training; start anew or give the settings it was made with."
+            )
+        for name, tensor in tensors.items():
+            tensor.copy_(state[name])
+        self.step_number = int(state["step"])
+        for parameter in self._parameters.values():
+            self._optimizer.state[parameter]["step"].fill_(self.step_number)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                found[f"{moment}.{name}"] = self._optimizer.state[parameter][moment]
+        return found | {"silent_rows": self._silent_N, "sums": self._sums}
+
+
+def _require_finite(sums: list[float], step: int) -> None:
+    """Raises ActivationError unless error, auxiliary error and squared norm of the input are finite."""
+    if not math.isfinite(sums[2]):
+        raise ActivationError(
+            f"The activations of step {step} hold values that are not finite (NaN or infinite); capture them again, in "
+            "a dtype that holds them."
+        )
+    if not (math.isfinite(sums[0]) and math.isfinite(sums[1])):
+        raise ActivationError(f"The loss of step {step} is not finite, although the activations are; lower lr.")
