@@ -264,13 +264,16 @@ function example([activation, hit, wordStart, wordEnd, rowId, start, tokens, hea
   const line = el("p", {}, start ? el("span", { class: "nl" }, "… ") : null), levels = new Map();
   for (let j = 0; j < heat.length; j += 2) levels.set(heat[j], heat[j + 1]);
   let word = null;
+  let blank = start > 0;
   tokens.forEach((number, j) => {
     const whole = data.strings[number], level = levels.get(j) || 0;
     const said = whole.trim() && whole !== "\n" ? whole.replace(/^ +/, "") : whole; // a space before a word is not shaded with it
-    const gap = j ? whole.slice(0, whole.length - said.length) : "";
+    if (blank && !whole.trim() && j < wordStart) return; // white space after the ellipsis
+    const gap = j && !blank ? whole.slice(0, whole.length - said.length) : "";
     const piece = el(j === hit ? "mark" : "span", { class: /^<[^<>\s]+>$/.test(whole) ? "t special" : "t", title: level ? `activation ${short((level / 100) * example.max)}` : null });
     if (level) piece.style.setProperty("--a", (0.1 + 0.62 * (level / 100)).toFixed(2));
     said.split("\n").forEach((part, n) => { if (n) piece.append(el("span", { class: "nl" }, "↵ ")); piece.append(part); });
+    blank = false;
     if (j === wordStart) { line.append(gap); word = el("span", { class: "word" }); line.append(word); }
     if (j > wordStart && j < wordEnd) word.append(gap, piece);
     else if (j === wordStart) word.append(piece);
@@ -285,7 +288,7 @@ function show(i) {
   const found = detailOf(i), detail = $("detail"), latent = F.latent[i];
   const move = (step) => { const next = view.order[view.at + step]; if (next != null) open(next, { focus: false }); };
   const button = (label, glyph, act, cls = "") => { const b = el("button", { class: "quiet " + cls, type: "button", "aria-label": label, title: label }, glyph); b.addEventListener("click", act); return b; };
-  const parts = [el("div", { class: "detail-bar" }, button("Back to the list", "← Back", close, "close"), el("span", {}, `No. ${whole(latent)}`), el("span", { class: "grow" }),
+  const parts = [el("div", { class: "detail-bar" }, button("Back to the list", "← Back", close, "close"), el("span", {}, `No. ${latent}`), el("span", { class: "grow" }),
     button("Previous feature", "↑", () => move(-1)), button("Next feature", "↓", () => move(1)), el("a", { class: "quiet", href: `#latent=${latent}` }, "Link")),
     el("h3", { id: "detail-title" }, F.label[i] || (F.rate[i] ? "No label" : "Never fires"))];
   if (F.label[i]) parts.push(el("p", { class: "by" }, `Labelled by ${data.labeller}` + (F.certainty[i] == null ? "" : `, certainty ${F.certainty[i]}`)));
@@ -293,7 +296,7 @@ function show(i) {
   parts.push(el("dl", { class: "stats" },
     F.score[i] == null ? stat("Score", missing(i), F.rate[i] ? `${whole(F.held[i])} held-out activations` : "")
       : stat("Score", fixed(F.score[i]), F.low[i] == null ? "" : `${fixed(F.low[i])} to ${fixed(F.high[i])}`),
-    F.baseline[i] == null ? null : stat("Token look-up", fixed(F.baseline[i]), columns.gain[i] == null ? "" : `label ${gainText(columns.gain[i])} against it`),
+    F.baseline[i] == null ? null : stat("Token look-up", fixed(F.baseline[i]), columns.gain[i] == null ? "" : `label ${gainText(columns.gain[i])}`),
     stat("Fires on", percent(F.rate[i]), F.rate[i] ? oneIn(F.rate[i]) : ""),
     F.rate[i] ? stat("Max activation", short(F.max[i]), `mean ${short(F.mean[i])}`) : null));
   if (!found) parts.push(el("p", { class: "by" }, F.rate[i] ? "This file holds the texts of a limited number of features, and this one is not among them; examples.parquet has them all." : "A dead latent: nothing in the text makes it fire."));
@@ -351,7 +354,12 @@ function setRange(range) {
   apply();
 }
 let waiting = 0;
-$("search").addEventListener("input", (event) => { clearTimeout(waiting); waiting = setTimeout(() => { view.query = event.target.value; apply(); }, N > 5000 ? 120 : 0); });
+function search() { clearTimeout(waiting); if (view.query !== $("search").value) { view.query = $("search").value; apply(); } }
+$("search").addEventListener("input", () => { // at once where that is cheap, else when the typing pauses
+  if (N <= 5000) return search();
+  clearTimeout(waiting);
+  waiting = setTimeout(search, 120);
+});
 $("state").addEventListener("change", (event) => { view.state = event.target.value; apply(); });
 $("sort").addEventListener("change", (event) => { const [name, way] = event.target.value.split(":"); view.sort = name; view.way = Number(way); apply(); });
 $("range").addEventListener("click", () => setRange(null));
@@ -367,9 +375,9 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName), step = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 10, PageUp: -10 }[event.key];
   if (event.key === "Escape") {
-    if (event.target.id === "search" && view.query) { view.query = event.target.value = ""; apply(); } else close();
+    if (event.target.id === "search" && event.target.value) { event.target.value = ""; search(); } else close();
   } else if (event.key === "/" && !typing) { event.preventDefault(); $("search").focus(); $("search").select(); }
-  else if (event.key === "Enter" && event.target.id === "search" && view.order.length) open(view.order[0], { focus: narrow.matches });
+  else if (event.key === "Enter" && event.target.id === "search") { search(); if (view.order.length) open(view.order[0], { focus: narrow.matches }); }
   else if (event.key === "Enter" && event.target.id === "grid" && view.shown != null) open(view.shown, { focus: true });
   else if (event.target.id === "grid" || (event.target.id === "search" && event.key.startsWith("Arrow"))) {
     const end = event.target.id === "grid" ? { Home: 0, End: view.order.length - 1 }[event.key] : null;
