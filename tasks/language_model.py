@@ -34,18 +34,40 @@ HELD_OUT = 20  # one paragraph in so many is kept for validation
 class LanguageModelSpec(Spec):
     """Shape and training of the demo's model."""
 
-    vocabulary: int = Field(2048, ge=300, description="Tokens, 256 bytes and the begin token among them.")
-    d_model: int = Field(128, ge=8, description="Width of the residual stream.")
-    layers: int = Field(3, ge=1, description="Decoder layers.")
-    heads: int = Field(4, ge=1, description="Attention heads; must divide d_model.")
-    d_mlp: int = Field(384, ge=8, description="Width of the MLP.")
-    context: int = Field(64, ge=8, description="Tokens of one training window, and the longest input it is made for.")
-    batch: int = Field(16, ge=1, description="Windows per step.")
-    steps: int = Field(800, ge=1, description="Optimizer steps; 16 windows of 64 tokens take 0.06 s on two threads.")
-    learning_rate: float = Field(8e-3, gt=0, description="AdamW's highest rate; it falls linearly to 2% of it.")
-    seed: int = Field(0, ge=0, description="Decides initial weights and the order of windows.")
+    vocabulary: int = Field(
+        2048, ge=300, description="Tokens, 256 bytes and the begin token among them.", json_schema_extra={"position": 0}
+    )
+    d_model: int = Field(128, ge=8, description="Width of the residual stream.", json_schema_extra={"position": 1})
+    layers: int = Field(3, ge=1, description="Decoder layers.", json_schema_extra={"position": 2})
+    heads: int = Field(4, ge=1, description="Attention heads; must divide d_model.", json_schema_extra={"position": 3})
+    d_mlp: int = Field(384, ge=8, description="Width of the MLP.", json_schema_extra={"position": 4})
+    context: int = Field(
+        64,
+        ge=8,
+        description="Tokens of one training window, and the longest input it is made for.",
+        json_schema_extra={"position": 5},
+    )
+    batch: int = Field(16, ge=1, description="Windows per step.", json_schema_extra={"position": 6})
+    steps: int = Field(
+        800,
+        ge=1,
+        description="Optimizer steps; 16 windows of 64 tokens take 0.06 s on two threads.",
+        json_schema_extra={"position": 7},
+    )
+    learning_rate: float = Field(
+        1.2e-2,
+        gt=0,
+        description="AdamW's highest rate; it falls linearly to 2% of it.",
+        json_schema_extra={"position": 8},
+    )
+    seed: int = Field(
+        0, ge=0, description="Decides initial weights and the order of windows.", json_schema_extra={"position": 9}
+    )
     threads: int = Field(
-        2, ge=1, description="CPU threads: another number changes the last bits, so it is part of what."
+        2,
+        ge=1,
+        description="CPU threads; another number can change the last bits of the weights, so it is hashed.",
+        json_schema_extra={"position": 10},
     )
 
     @model_validator(mode="after")
