@@ -92,12 +92,23 @@ class Artifact:
             yield temporary
 
     def folder(self) -> Path:
-        """A local folder in which all its data files are verified and present."""
+        """A local folder that holds its data files, verified, and nothing else.
+
+        Raises ArtifactError also for a foreign file: libraries read whatever lies in a folder they are given.
+        """
         paths = [self.path(name) for name in self.names()]
         if not paths:
             raise ArtifactError(f"The {self.stage} artifact {self.key[:12]} has no data files.")
         depth = len(Path(self.names()[0]).parts)
-        return paths[0].parents[depth - 1]
+        folder = paths[0].parents[depth - 1]
+        there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        foreign = sorted(name for name in set(there) - set(self.names()) if not name.rpartition("/")[2].startswith("."))
+        if foreign:
+            raise ArtifactError(
+                f"The folder {folder} of the {self.stage} artifact {self.key[:12]} has files that do not belong to it "
+                f"({', '.join(foreign[:6])}): move them elsewhere."
+            )
+        return folder
 
     def json(self, name: str) -> Any:
         """A small JSON data file, parsed."""

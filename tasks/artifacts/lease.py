@@ -21,6 +21,7 @@ from tasks.errors import LeaseLost, StoreError
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 LEASE = "lease.json"
+FORCED = "forced"  # in the progress of a run with --force: an interrupted one is gone on with, not begun again
 
 
 def this_process() -> dict[str, Any]:
@@ -68,13 +69,16 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         text = self._store.files.read(self._path)
+        if text is None:
+            return None
         try:
-            return None if text is None else dict(json.loads(text))
-        except ValueError:
+            found = json.loads(text)
+            return {"owner": dict(found["owner"]), "beat": found["beat"]}
+        except (ValueError, TypeError, KeyError):
             return {"owner": {}, "beat": -1}  # torn or foreign: belongs to nobody who still beats
 
     def _mine(self, found: dict[str, Any] | None) -> bool:
-        return found is not None and found.get("owner", {}).get("id") == self._owner["id"]
+        return found is not None and found["owner"].get("id") == self._owner["id"]
 
     def _acquire(self, waiting: Callable[[str], None], done: Callable[[], bool]) -> bool:
         seen: object = None

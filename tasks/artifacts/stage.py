@@ -25,9 +25,9 @@ from tasks.artifacts.artifact import Artifact, Summary, sha256_file
 from tasks.artifacts.key import Spec, canonical_json, group_digest, stage_key
 from tasks.artifacts.lease import lease
 from tasks.artifacts.manifest import DataFile, Manifest, content_digest
-from tasks.artifacts.store import Store, progress_folder
+from tasks.artifacts.store import Store
 from tasks.artifacts.workspace import Attempt, Progress, Report, Workspace
-from tasks.errors import StageFailed, StoreError
+from tasks.errors import LeaseLost, StageFailed, StoreError
 from tasks.runtime import Runtime
 from tasks.settings import Settings, settings
 
@@ -44,7 +44,7 @@ def _full_disk_told() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreError(
-            f"The disk is full ({error.filename or 'while data were written'}); nothing of this stage is kept, all that "
+            f"The disk is full ({error.filename or 'while data were written'}); this stage leaves nothing and all that "
             "is committed stays. Free some space (saeflow gc), or choose another --store or SAEFLOW_SCRATCH."
         ) from error
 
@@ -112,14 +112,20 @@ class Stage:
                     found = committed() if held is None or not force else None
                     cached = found is not None
                     if found is None and held is not None:
-                        found = work(Progress(store, self.name, key, held))
-                if not cached:
-                    store.files.remove(progress_folder(self.name, key))
+                        found = self._with_progress(work, Progress(store, self.name, key, held), force)
             else:
                 found = work(None)
         if found is None:
             raise StageFailed(f"{self.name} {key[:12]} was waited for but not committed; run the same command again.")
         return Built(Artifact(store.url, found), cached, time.monotonic() - begin)
+
+    def _with_progress(self, work: Callable[[Progress], Manifest], progress: Progress, force: bool) -> Manifest:
+        if force:
+            progress.begin_anew()
+        found = work(progress)
+        with contextlib.suppress(LeaseLost):  # then it belongs to another driver, which finds the commit
+            progress.clear()
+        return found
 
     @_full_disk_told()
     def _attempt(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.lease import LEASE, Lease, is_dead, this_process
+from tasks.artifacts.lease import FORCED, LEASE, Lease, is_dead, this_process
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store, attempt_folder, progress_folder
 from tasks.errors import InputError
@@ -49,13 +50,25 @@ class Progress:
         return None if data is None else json.loads(data)
 
     def names(self, prefix: str = "") -> list[str]:
-        """Names that begin with a prefix, sorted; the lease is not among them."""
-        return [name for name in self._files.names(self._folder) if name.startswith(prefix) and name != LEASE]
+        """Names that begin with a prefix, sorted; what the core itself keeps there is not among them."""
+        found = self._files.names(self._folder)
+        return [name for name in found if name.startswith(prefix) and name not in (LEASE, FORCED)]
 
     def delete(self, name: str) -> None:
         """Removes a file or a folder."""
         self._held.require()
         self._files.remove(f"{self._folder}/{name}")
+
+    def begin_anew(self) -> None:
+        """For --force: forgets what an earlier run has left, but not what an interrupted forced run has done."""
+        if self.read(FORCED) is None:
+            self.clear()
+            self.write(FORCED, b"")
+
+    def clear(self) -> None:
+        """Removes everything but the lease."""
+        for top in sorted({name.split("/")[0] for name in self.names()} | {FORCED}):
+            self.delete(top)
 
     @property
     def url(self) -> str:
@@ -172,7 +185,8 @@ def own_scratch() -> Path:
     import psutil
 
     base = settings().scratch
-    mine = base / f"{os.getpid()}-{psutil.Process().create_time():.0f}"
+    host = socket.gethostname()  # the folder may be shared by machines: only our own process ids can be asked about
+    mine = base / f"{host}.{os.getpid()}.{psutil.Process().create_time():.0f}"
     if not mine.exists():
         try:
             mine.mkdir(parents=True, exist_ok=True)
@@ -180,8 +194,8 @@ def own_scratch() -> Path:
             raise InputError(
                 f"The scratch folder {base} cannot be made ({error.strerror}); set SAEFLOW_SCRATCH to another folder."
             ) from error
-        for other in base.iterdir():
-            pid, _, _ = other.name.partition("-")
+        for other in base.glob(f"{host}.*.*"):
+            pid = other.name.split(".")[-2]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(other, ignore_errors=True)
     return mine
