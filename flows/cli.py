@@ -14,7 +14,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
     help="""From a language model and a pile of text to a labelled sparse autoencoder, as one resumable pipeline.
 
-**Start here:** `saeflow run demo` runs the whole way on this machine in minutes; run it again and nothing is done twice.
+**Start here:** `saeflow run demo` runs the whole way here in minutes; run it again and nothing is done twice.
 
 **Before a long run:** `saeflow doctor` checks the machine, `saeflow plan PRESET` says what would run and why, and what
 it needs. **After a crash:** the same `saeflow run` command goes on where it stopped.""",
@@ -23,12 +23,14 @@ it needs. **After a crash:** the same `saeflow run` command goes on where it sto
 Preset = Annotated[str, typer.Argument(help="A preset (see `saeflow presets`) or a YAML file of your own.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as train.k=16. `saeflow settings` lists them."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.k=16 (list: `saeflow settings`)."),
 ]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Where artifacts live: a folder or s3://bucket/prefix. [default: SAEFLOW_STORE, else ./saeflow-store]"),
-]  # fmt: skip
+    typer.Option(
+        "--store", metavar="URL", envvar="SAEFLOW_STORE", help="Where artifacts live: a folder (./saeflow-store) or s3://..."
+    ),
+]
 Force = Annotated[
     list[str] | None, typer.Option("--force", metavar="STAGE", help="Make this stage again although it is there.")
 ]
@@ -41,7 +43,7 @@ def run(
     store: StoreUrl = None,
     force: Force = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="STAGE", help="Build this one stage on earlier artifacts, nothing after it.")
+        str | None, typer.Option("--only", metavar="STAGE", help="Build this stage alone, on artifacts that are there.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what happened to each stage as JSON.")

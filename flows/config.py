@@ -50,7 +50,7 @@ class PipelineConfig(BaseModel):
     examples: ExamplesSpec = _group(ExamplesSpec, 8, "Where its latents fire.")
     labeller: Literal["auto", "claude", "keywords"] = Field(
         "auto",
-        description="Who labels and scores: Claude, or keywords without a language model; auto asks Claude when a key is set.",
+        description="Who labels and scores: Claude, or keywords without a language model; auto: Claude if there is a key.",
         json_schema_extra={"position": 9},
     )
     label: LabelSpec = _group(LabelSpec, 10, "What its latents mean.")
@@ -120,6 +120,8 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> PipelineConfig:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise InputError(f"The configuration {name!r} is not valid YAML: {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"The configuration {name!r} is no mapping of settings; write it as `train: {{k: 16}}`.")
     values.setdefault("name", path.stem)
     return config_from(values, settings)
 
@@ -155,7 +157,7 @@ def _lay_over(values: dict[str, Any], setting: str) -> None:
     known = settable()
     if key not in known:
         raise SpecError(
-            f"--set {key!r} is not a setting{nearest(key, known)}. `saeflow settings` lists them all with their meaning."
+            f"--set {key!r} is not a setting{nearest(key, known)}. `saeflow settings` lists them all."
         )
     *groups, name = key.split(".")
     for group in groups:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flows.server import find_server
+from flows.server import find_server, healthy
 from tasks.artifacts import open_store
 from tasks.errors import SaeflowError
 from tasks.settings import Settings, settings
@@ -31,8 +31,8 @@ class Finding:
 def examine(store_url: str) -> Iterator[Finding]:
     """All findings, one by one, so that a slow one does not hide the others."""
     now = settings()
-    python = platform.python_version()
-    yield Finding("python", sys.version_info >= (3, 11), python if sys.version_info >= (3, 11) else f"{python}: 3.11 needed")
+    new_enough = sys.version_info >= (3, 11)
+    yield Finding("python", new_enough, platform.python_version() + ("" if new_enough else ": 3.11 or newer is needed"))
     yield from _packages()
     yield _machine()
     yield _store(store_url)
@@ -42,7 +42,7 @@ def examine(store_url: str) -> Iterator[Finding]:
     if now.prefect_api_url and server is not None:
         yield _server(server)
     else:
-        yield Finding("prefect server", None, server or "none running: each run starts a temporary one (saeflow ui keeps one)")
+        yield Finding("prefect server", None, server or "none: a run starts a temporary one (saeflow ui keeps one)")
     key = now.anthropic_api_key
     yield Finding(
         "claude", None, "ANTHROPIC_API_KEY is set" if key else "no ANTHROPIC_API_KEY: labels come from keywords alone"
@@ -81,7 +81,7 @@ def _store(url: str) -> Finding:
     except SaeflowError as error:
         return Finding("store", False, str(error))
     free = store.files.free_bytes()
-    return Finding("store", True, store.url + (f", {free / 1e9:.0f} GB free" if free is not None else ", can be written"))
+    return Finding("store", True, store.url + ("" if free is None else f", {free / 1e9:.0f} GB free") + ", can be written")
 
 
 def _scratch(now: Settings) -> Finding:
@@ -100,6 +100,5 @@ def _loopback() -> Finding:
 
 
 def _server(url: str) -> Finding:
-    from flows.server import healthy
-
-    return Finding("prefect server", healthy(url), f"{url} (PREFECT_API_URL)" + ("" if healthy(url) else " does not answer"))
+    well = healthy(url)
+    return Finding("prefect server", well, f"{url} (PREFECT_API_URL)" + ("" if well else " does not answer"))

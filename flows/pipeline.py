@@ -100,7 +100,9 @@ def run(
     pipeline(**values, store=store, force=sorted(force), only=only)
 
 
-def carry_out(config: PipelineConfig, store_url: str | None, force: frozenset[str], only: str | None) -> dict[str, Artifact]:
+def carry_out(
+    config: PipelineConfig, store_url: str | None, force: frozenset[str], only: str | None
+) -> dict[str, Artifact]:
     """The body of the flow: checks what can be known at once, walks the wiring, and leaves links on the run's page."""
     now = settings()
     config = config.resolved(now)

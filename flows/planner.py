@@ -112,7 +112,8 @@ def _differences(
         if spec.get(name) != manifest.spec.get(name)
     ]
     before = manifest.input_digests()
-    found += [f"input {name}" for name in sorted(digests.keys() | before.keys()) if digests.get(name) != before.get(name)]
+    names = sorted(digests.keys() | before.keys())
+    found += [f"input {name}" for name in names if digests.get(name) != before.get(name)]
     if outside != manifest.outside:
         found.append("what lies outside the store (an edited file, or another revision)")
     return found

@@ -14,7 +14,7 @@ ENVIRONMENT = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second UI calls an analytics host
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start migrates a data base, on slow disks too
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start migrates a data base
 }
 
 

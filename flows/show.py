@@ -51,8 +51,8 @@ def show_plan(console: Console, config: PipelineConfig, planned: list[Planned], 
 def show_status(console: Console, store: Store) -> None:
     """What is stored, and what is unfinished."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("stage", "left"), ("artifacts", "right"), ("size", "right"), ("newest", "left"), ("key", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("stage", "artifacts", "size", "newest", "key"):
+        table.add_column(name, justify="right" if name in ("artifacts", "size") else "left", no_wrap=True)
     unfinished = []
     for stage in store.stages():
         manifests = sorted(store.manifests(stage), key=lambda manifest: str(manifest.made.get("started")))
@@ -90,7 +90,8 @@ def _grow(tree: Tree, store: Store, manifest: Manifest) -> None:
 
 def _named(manifest: Manifest) -> str:
     made = str(manifest.made.get("started"))[:19]
-    return f"[bold]{manifest.stage}[/] {manifest.key[:12]}  digest {manifest.digest[:12]}  {quantity(manifest.size)}B  {made}"
+    size = f"{quantity(manifest.size)}B"
+    return f"[bold]{manifest.stage}[/] {manifest.key[:12]}  digest {manifest.digest[:12]}  {size}  {made}"
 
 
 def show_presets(console: Console) -> None:
@@ -100,7 +101,8 @@ def show_presets(console: Console) -> None:
         table.add_column(name)
     for name in preset_names():
         config = load_preset(name)
-        table.add_row(name, config.model.path or "its own", config.site, str(config.train.n_latents), str(config.train.k))
+        size = (str(config.train.n_latents), str(config.train.k))
+        table.add_row(name, config.model.path or "its own", config.site, *size)
     console.print(table)
 
 

@@ -33,7 +33,13 @@ class PrefectDo:
     """
 
     def __init__(
-        self, store: Store, runtime: Runtime, force: frozenset[str], shards: int, only: str | None, needed: frozenset[str]
+        self,
+        store: Store,
+        runtime: Runtime,
+        force: frozenset[str],
+        shards: int,
+        only: str | None,
+        needed: frozenset[str],
     ) -> None:
         self._store = store
         self._runtime = runtime

@@ -41,7 +41,8 @@ def serve(port: int, browser: bool, store_url: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with console.status("starting the Prefect server ..."):
-            children.append(_start(["server", "start", "--host", "127.0.0.1", "--port", str(port)], logs / "server.log"))
+            start = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
+            children.append(_start(start, logs / "server.log"))
             _wait_for(f"{url}/api", children[0], logs / "server.log")
             remember_server(now, f"{url}/api")
             _call(["work-pool", "create", POOL, "--type", "process", "--overwrite"])

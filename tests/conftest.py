@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import swift as swift_server
 from tests.servers.fault_proxy import FaultProxy
@@ -28,6 +29,8 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hides the user's settings, keys and caches from every test and from all processes that tests start."""
+    settings.register_profile("saeflow", deadline=None, max_examples=25, derandomize=True)  # no timed test
+    settings.load_profile("saeflow")
     home = config.stash[HOME] = tempfile.mkdtemp(prefix="saeflow-tests-")
     for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         del os.environ[name]

@@ -1,0 +1,107 @@
+"""The composed configuration: presets, --set, checks across stages, what the environment decides."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from flows.config import PipelineConfig, config_from, load_preset, presets, settable
+from tasks.errors import InputError, SpecError
+from tasks.settings import settings
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_under_its_own_name(name: str) -> None:
+    assert load_preset(name).name == name
+
+
+def test_the_deployment_of_the_demo_is_the_preset() -> None:
+    deployments = yaml.safe_load((files("deployments") / "prefect.yaml").read_text())["deployments"]
+    demo = next(entry for entry in deployments if entry["name"] == "demo")
+    assert config_from(demo["parameters"]) == load_preset("demo")
+
+
+def test_a_setting_changes_one_value_and_keeps_the_rest() -> None:
+    before, after = load_preset("demo"), load_preset("demo", ["train.k=3", "capture.sites=[attn_in.1]"])
+    assert (after.train.k, after.capture.sites) == (3, ("attn_in.1",))
+    assert after.model_copy(update={"train": before.train, "capture": before.capture}) == before
+
+
+def test_every_setting_can_be_set_to_its_own_value() -> None:
+    config = load_preset("demo")
+    for key in settable():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+        assert load_preset("demo", [f"{key}={text.removesuffix('...' + chr(10)).strip()}"]) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("trian.k=3", "did you mean 'train.k'"),
+        ("training.lr=1", "did you mean 'train.lr'"),
+        ("n_latents=9", "did you mean 'train.n_latents'"),
+        ("train.k", "has no '='"),
+        ("train.k=many", r"train\.k .*'many'"),
+        ("train.k={", "not readable as YAML"),
+        ("capture.sites=[resid_post]", "resid_post"),
+        ("train.k=100000", "100000"),
+        ("preprocess.site=attn_in.0", "capture.sites records only"),
+        ("runtime.train_workers=3", "cannot share equally"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_with_its_value(setting: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        load_preset("demo", [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'demo'"):
+        load_preset("dmeo")
+    with pytest.raises(InputError, match="does not exist"):
+        load_preset("nowhere.yaml")
+
+
+def test_a_file_of_ones_own_is_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {k: 5}\n")
+    config = load_preset(str(file), ["train.n_latents=64"])
+    assert (config.name, config.train.k, config.train.n_latents) == ("mine", 5, 64)
+    file.write_text("train: [1, 2\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_preset(str(file))
+    file.write_text("- a list\n")
+    with pytest.raises(InputError, match="mapping"):
+        load_preset(str(file))
+
+
+def test_who_labels_follows_the_key_unless_it_is_said() -> None:
+    config = load_preset("demo")
+    without, with_key = settings({}), settings({"ANTHROPIC_API_KEY": "sk-test"})
+    assert config.resolved(without).label.labeller == config.resolved(without).score.scorer == "keywords"
+    assert config.resolved(with_key).label.labeller == config.resolved(with_key).score.scorer == "claude"
+    said = load_preset("demo", ["labeller=keywords"])
+    assert said.resolved(with_key).label.labeller == "keywords"
+    apart = load_preset("demo", ["labeller=keywords", "label.labeller=claude"])
+    assert (apart.resolved(without).label.labeller, apart.resolved(without).score.scorer) == ("claude", "keywords")
+
+
+def test_every_field_of_the_form_is_described_and_placed() -> None:
+    for path, field in _fields(PipelineConfig):
+        assert field.description, f"{path} has no description"
+        assert "position" in (field.json_schema_extra or {}), f"{path} has no position"
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, field in model.model_fields.items():
+        found.append((prefix + name, field))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _fields(field.annotation, f"{prefix}{name}.")
+    return found
