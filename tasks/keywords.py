@@ -17,6 +17,7 @@ MOST = 8  # keywords in a label
 OVER_REPRESENTED = 2.0  # times its share among silent tokens
 LEAST_GAIN = 0.04  # of the activation mass; below it a keyword explains single examples
 WORDS_SHOWN = 2
+DIGITS = 9  # sums are compared rounded: added up in another order they must not decide otherwise
 
 
 class Keywords(NamedTuple):
@@ -48,12 +49,11 @@ def keywords(positives: Sequence[Example], negatives: Sequence[Example]) -> Keyw
             share[keyword] += example.activation / mass
             often[keyword] += 1
     silent = Counter(keyword for example in negatives for keyword in _of(example))
-    stands_out = [
-        keyword
-        for keyword in share
-        if often[keyword] >= min(2, len(positives))
-        and share[keyword] >= OVER_REPRESENTED * (silent[keyword] + 0.5) / (len(negatives) + 1)
-    ]
+
+    def over(keyword: tuple[str, str]) -> float:
+        return round(share[keyword] - OVER_REPRESENTED * (silent[keyword] + 0.5) / (len(negatives) + 1), DIGITS)
+
+    stands_out = [keyword for keyword in share if often[keyword] >= min(2, len(positives)) and over(keyword) >= 0]
     chosen: list[tuple[str, str]] = []
     left = list(positives)
     while left and len(chosen) < MOST:
@@ -61,8 +61,8 @@ def keywords(positives: Sequence[Example], negatives: Sequence[Example]) -> Keyw
         for example in left:
             for keyword in _of(example):
                 gain[keyword] += example.activation / mass
-        worth = {  # rounded: sums in another order must not break ties in another way
-            keyword: round(gain[keyword] - silent[keyword] / max(len(negatives), 1), 9) for keyword in stands_out
+        worth = {
+            keyword: round(gain[keyword] - silent[keyword] / max(len(negatives), 1), DIGITS) for keyword in stands_out
         }
         best = max(sorted(worth), key=lambda keyword: worth[keyword], default=None)
         if best is None or worth[best] < LEAST_GAIN:
