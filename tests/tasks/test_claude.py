@@ -165,7 +165,8 @@ def test_a_failed_call_is_made_again_but_a_batch_is_taken_once(tmp_path: Path, f
         assert values(run(tmp_path, service.url, requests(5))) == WANTED
         assert len(service.created()) == 1
         made = [made for made in service.calls if made.startswith(method) and re.search(path, made)]
-        assert len(made) >= 2
+        taken = call == "POST batches$" and "drop" in fault  # it was carried out: seen in the list, not made again
+        assert len(made) == 1 if taken else len(made) >= 2
 
 
 def test_a_cut_results_file_is_fetched_again(tmp_path: Path) -> None:
