@@ -11,6 +11,8 @@ A local cluster binds every port to loopback, asks for a token of its own, and l
 
 import atexit
 import contextlib
+import functools
+import logging
 import os
 import secrets
 import shutil
@@ -124,6 +126,7 @@ def attach_or_start(runtime: Runtime) -> Cluster:
             _current = _attach(runtime) if runtime.ray_address else _start(runtime)
             # Or a thread that asks Ray for something after `shutdown` would silently start a new Ray.
             os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+            _be_quiet()
             atexit.register(shutdown)
         elif _current._asked != runtime.ray_address:
             raise ClusterError(
@@ -157,16 +160,19 @@ def _start(runtime: Runtime) -> Cluster:
     import ray
 
     try:
-        context = ray.init(
-            address="local", _temp_dir=str(folder), _node_ip_address="127.0.0.1", dashboard_host="127.0.0.1",
-            include_dashboard=True, log_to_driver=False, logging_level="ERROR", object_store_memory=_object_store(),
-            # Training's ranks must all run at once, whatever the machine; capture actors ask for no CPU.
-            num_cpus=max(os.cpu_count() or 1, runtime.train_workers + 1),
-        )
+        with _free_agent_port():
+            context = ray.init(
+                address="local", _temp_dir=str(folder), _node_ip_address="127.0.0.1", dashboard_host="127.0.0.1",
+                include_dashboard=True, log_to_driver=False, logging_level="ERROR", object_store_memory=_object_store(),
+                # Training's ranks must all run at once, whatever the machine; capture actors ask for no CPU.
+                num_cpus=max(os.cpu_count() or 1, runtime.train_workers + 1),
+            )
     except Exception as error:
         ray.shutdown()
         raise ClusterError(f"A local Ray could not be started ({error}). Its logs were in {folder}.") from error
     address, dashboard = context.address_info["address"], f"http://{context.address_info['webui_url']}"
+    # Where a job's supervisor looks for its own cluster; without it, it takes whichever it finds on the machine.
+    (folder / "ray_current_cluster").write_text(address)
     return Cluster(address, dashboard, True, _gpus(), sys.executable, folder, runtime.ray_address)
 
 
@@ -227,12 +233,36 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Lets the node's agent take any port.
+
+    `ray.init` has no argument for it and always takes 52365; a second run on the machine would accept no job.
+    """
+    from ray._private import parameter
+
+    usual = parameter.RayParams
+    parameter.RayParams = functools.partial(usual, dashboard_agent_listen_port=None)
+    try:
+        yield
+    finally:
+        parameter.RayParams = usual
+
+
 def _object_store() -> int:
     """Bytes for Ray's shared memory: a small part of /dev/shm, which containers often keep at 64 MiB."""
     least, most = OBJECT_STORE_BYTES
     with contextlib.suppress(OSError):
         most = min(most, shutil.disk_usage("/dev/shm").free // 2)
     return max(least, most)
+
+
+def _be_quiet() -> None:
+    """Sends Ray's messages about died workers to the log instead of the terminal: we raise our own error for those."""
+    from ray._private import worker
+
+    # Ray has no setting for it: `log_to_driver=False` covers only what workers print.
+    worker.print_to_stdstream = lambda data, **_: logging.getLogger(__name__).debug("%s", data)
 
 
 def _gpus() -> int:

@@ -17,9 +17,10 @@ from tasks import guard
 
 # A run with a child in a session of its own that ignores every polite signal, and with a grandchild.
 RUN = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from pathlib import Path
 from tasks import guard
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 guard.protect(sys.argv[1], Path(sys.argv[2]))
 if len(sys.argv) > 3:
     guard.remove(Path(sys.argv[3]))
@@ -68,6 +69,13 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def unprotected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may have a run of its own (the session's Ray), which these tests must not end."""
+    monkeypatch.setattr(guard, "_active", None)
+    monkeypatch.setenv(guard.MARK, "the run around the tests")
 
 
 @pytest.fixture
