@@ -19,6 +19,7 @@ tells it about the score half. `top` spans both; its `half` column says which.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -139,7 +140,7 @@ def _write_examples(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    written, writer = 0, None
+    written, writer, meaning = 0, None, hashlib.sha256()
     negatives = {"label": spec.label_negatives, "score": spec.score_negatives}
     for start in range(0, found.n_latents, LATENT_BLOCK):
         latents = range(start, min(start + LATENT_BLOCK, found.n_latents))
@@ -147,11 +148,19 @@ def _write_examples(
         if writer is None:
             writer = pq.ParquetWriter(out.path / "examples.parquet", table.schema, compression="zstd")
         writer.write_table(table)
+        _add(meaning, table)
         written += len(table)
         out.report(latents.stop, found.n_latents, "latents")
     if writer is not None:
         writer.close()
+    out.content("examples.parquet", meaning.hexdigest())
     return written
+
+
+def _add(meaning: hashlib._Hash, table: pa.Table) -> None:
+    """The values of a table, free of what a parquet file says about the library that wrote it."""
+    for batch in table.combine_chunks().to_batches():
+        meaning.update(batch.serialize())
 
 
 def _example_columns(
@@ -171,7 +180,7 @@ def _example_columns(
     half = in_score_half(chosen.row_id, spec.seed).astype(np.int8)
 
     def named(index: NDArray, names: list[str]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32)), pa.array(names, pa.string()))
+        return pa.array(names, pa.string()).take(pa.array(index))
 
     def listed(values: pa.Array) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(windows.starts.astype(np.int32)), values)
@@ -188,7 +197,7 @@ def _example_columns(
         "hit": pa.array(windows.hit.astype(np.int32)),
         "word_start": pa.array(windows.word_start.astype(np.int32)),
         "word_end": pa.array(windows.word_end.astype(np.int32)),
-        "tokens": listed(named(index, strings).dictionary_decode()),
+        "tokens": listed(named(index, strings)),
         "activations": listed(pa.array(activations)),
     }
 
@@ -223,7 +232,10 @@ def _write_features(
         "neighbour_cosines": _lists(cosines),
         **_effect_columns(spec, sae, site, model, text),
     }
-    pq.write_table(pa.table(columns), out.path / "features.parquet", compression="zstd")
+    table, meaning = pa.table(columns), hashlib.sha256()
+    _add(meaning, table)
+    out.content("features.parquet", meaning.hexdigest())
+    pq.write_table(table, out.path / "features.parquet", compression="zstd")
 
 
 def _effect_columns(

@@ -51,7 +51,7 @@ CURVES = {
     "loss": ("Loss", "What the training minimises, per batch"),
     "l0": ("Latents per token", "Active latents per token, per batch"),
     "dead_share": ("Dead latents", "Share of latents that have not fired for a while"),
-    "auxiliary_loss": ("Auxiliary loss", "What dead latents are trained on"),
+    "auxiliary": ("Auxiliary loss", "What dead latents are trained on"),
     "lr": ("Learning rate", "Step size of the optimizer"),
 }
 

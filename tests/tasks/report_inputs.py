@@ -1,5 +1,6 @@
 """The report's nine inputs as committed artifacts of a small made-up run, in the formats of the real stages."""
 
+import hashlib
 import json
 
 import pyarrow as pa
@@ -11,8 +12,10 @@ from tasks.example_table import COLUMNS
 HOSTILE = "</script><img src=http://example.invalid/x onerror=window.broken=1>"
 
 
-class NoSpec(Spec):
-    """Nothing to choose."""
+class GivenSpec(Spec):
+    """Files that are given, told apart by what they hold."""
+
+    content: str
 
 
 def given(store, name, files, summary=None):
@@ -28,7 +31,8 @@ def given(store, name, files, summary=None):
                 (out.path / file).write_text(json.dumps(content))
         return summary or {}
 
-    return Stage(name, version=1, spec=NoSpec, run=run).build(store, NoSpec()).artifact
+    content = hashlib.sha256(repr((sorted(files.items()), summary)).encode()).hexdigest()
+    return Stage(name, version=1, spec=GivenSpec, run=run).build(store, GivenSpec(content=content)).artifact
 
 
 def example(latent, role, row, tokens, hit, activation, word=None):
