@@ -54,6 +54,8 @@ class PreprocessSpec(Spec):
 
 def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]) -> Summary:
     """Shuffles and splits; raises InputError when there is nothing to train or to validate on."""
+    from tasks.archive import read_description
+
     site = spec.site or _first_site(archives)
     tables = {kind: _Table(out.path, kind, spec.rows_per_group) for kind in KINDS}
     partitions = _Partitions(out.scratch, _partition_count(archives))
@@ -73,7 +75,7 @@ def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]
             f"The split left {counts['train']} activations to train on and {counts['validation']} to validate on "
             f"(preprocess.validation_fraction {spec.validation_fraction}); take more text or another fraction."
         )
-    return _describe(out.path, site, d, spec, tables)
+    return _describe(out.path, site, d, spec, tables, read_description(archives[0], "capture.json"))
 
 
 PREPROCESS = Stage("preprocess", version=1, spec=PreprocessSpec, run=preprocess)
@@ -230,7 +232,9 @@ class _Table:
         self._waiting, self._waiting_rows = [], 0
 
 
-def _describe(folder: Path, site: str, d: int, spec: PreprocessSpec, tables: dict[str, _Table]) -> Summary:
+def _describe(
+    folder: Path, site: str, d: int, spec: PreprocessSpec, tables: dict[str, _Table], capture: dict[str, Any]
+) -> Summary:
     from safetensors.torch import save_file
 
     train, validation = (tables[kind] for kind in KINDS)
@@ -248,6 +252,7 @@ def _describe(folder: Path, site: str, d: int, spec: PreprocessSpec, tables: dic
         "groups": [*train.groups, *validation.groups],
         "mean_norm": train.norm_sum / train.rows,
         "mean_squared_norm": train.squared_norm_sum / train.rows,
+        "capture": capture,  # how the tokens were read: what evaluates the result must read text the same way
     }
     (folder / "index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
     return {

@@ -35,6 +35,7 @@ def capture_rows(spec: RowsSpec, out: Workspace) -> Summary:
         "row_ids": torch.arange(len(spec.lengths), dtype=torch.int64) + spec.first_row,
     }
     save_file(tensors, out.path / "resid_post.0.safetensors")
+    (out.path / "capture.json").write_text('{"bos":"add"}')
     return {"tokens": len(rows)}
 
 

@@ -1,0 +1,211 @@
+"""evaluate: how good the autoencoder is on text it was not trained on, each figure with its spread.
+
+On held-out activations: FVU, L0, dead share, cosine, densities. On held-out rows of text, with the autoencoder spliced
+into the model: cross-entropy, the share of it that is recovered, KL. Every definition is in `sae_core.metrics`; the
+intervals are 95% bootstraps over activations or rows of text. What training left out (BOS) is left as it is.
+
+    metrics.json    {"fvu": {"value", "low", "high"}, ..., "dead_share": 0.01, "density": {"log10_edges", "counts"}}
+
+It runs in the process of the flow, on its GPU if there is one.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
+from tasks.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_core import TopKSAE
+
+CHUNK_ROWS = 4096
+BATCH_TOKENS = 2048  # of text at once; logits take vocabulary x 4 bytes for each, three times
+
+
+class EvaluateSpec(Spec):
+    """How much is held out to measure on."""
+
+    activations: int = Field(
+        32768, ge=1, title="Activations", json_schema_extra={"position": 0},
+        description="Held-out activations to reconstruct; all there are when there are fewer.",
+    )  # fmt: skip
+    text_rows: int = Field(
+        256, ge=2, title="Rows of text", json_schema_extra={"position": 1},
+        description="Held-out rows the model reads three times: as it is, with the autoencoder, with zeros.",
+    )  # fmt: skip
+    seed: int = Field(
+        0, ge=0, title="Seed", json_schema_extra={"position": 2}, description="Seed of the bootstrap.",
+    )  # fmt: skip
+
+
+def evaluate(
+    spec: EvaluateSpec, out: Workspace, *, sae: Artifact, rows: Artifact, corpus: Artifact, model: Artifact
+) -> Summary:
+    """Writes metrics.json and returns its headline figures."""
+    import torch
+
+    from sae_core import load_sae
+
+    device = out.runtime.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    autoencoder = load_sae(sae.folder(), device=device)
+    index = rows.json("index.json")
+    metrics = _on_activations(spec, out, autoencoder, rows, index)
+    metrics |= _on_text(spec, out, autoencoder, corpus, model, index)
+    (out.path / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
+    headline = {name: metrics[name]["value"] for name in ("fvu", "l0", "ce_recovered")}
+    return headline | {"dead_share": metrics["dead_share"], "ce": metrics["ce"]["value"], "kl": metrics["kl"]["value"]}
+
+
+EVALUATE = Stage("evaluate", version=1, spec=EvaluateSpec, run=evaluate)
+
+
+def _on_activations(
+    spec: EvaluateSpec, out: Workspace, sae: "TopKSAE", rows: Artifact, index: dict[str, Any]
+) -> dict[str, Any]:
+    import torch
+
+    from sae_core import Rows, metrics
+
+    table = Rows([rows.path(group["name"]) for group in index["groups"] if group["name"].startswith("validation-")])
+    count = min(spec.activations, len(table))
+    mean_D = sum(
+        (table.read(i, min(i + CHUNK_ROWS, count)).double().sum(0) for i in range(0, count, CHUNK_ROWS)),
+        start=torch.zeros(table.d, dtype=torch.float64),
+    ) / count
+    device = next(sae.parameters()).device
+    found: dict[str, list[Tensor]] = {name: [] for name in ("error", "deviation", "active", "cosine")}
+    fired_N = torch.zeros(sae.config.n_latents, dtype=torch.int64)
+    for begin in range(0, count, CHUNK_ROWS):
+        x_BD = table.read(begin, min(begin + CHUNK_ROWS, count)).float().to(device)
+        with torch.no_grad():
+            codes = sae.encode(x_BD)
+            x_hat_BD = sae.decode(codes).cpu()
+        x_BD, values_BK, indices_BK = x_BD.cpu(), codes.values_BK.cpu(), codes.indices_BK.cpu()
+        found["error"].append(metrics.squared_error(x_BD, x_hat_BD))
+        found["deviation"].append(metrics.squared_deviation(x_BD, mean_D))
+        found["active"].append((values_BK > 0).sum(1).double())
+        found["cosine"].append(torch.nn.functional.cosine_similarity(x_BD.double(), x_hat_BD.double(), dim=1))
+        fired_N += metrics.firing_counts(values_BK, indices_BK, sae.config.n_latents)
+        out.report(begin + len(x_BD), count, "activations")
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    ones = torch.ones(count, dtype=torch.float64)
+    edges, counts = metrics.density_histogram(fired_N, count)
+    return {
+        "fvu": _spread(joined["error"], joined["deviation"], spec.seed),
+        "l0": _spread(joined["active"], ones, spec.seed),
+        "cosine_similarity": _spread(joined["cosine"], ones, spec.seed),
+        "dead_share": metrics.dead_share(fired_N),
+        "density": {"log10_edges": edges.tolist(), "counts": counts.tolist()},
+        "activations": count,
+    }
+
+
+def _on_text(
+    spec: EvaluateSpec, out: Workspace, sae: "TopKSAE", corpus: Artifact, model: Artifact, index: dict[str, Any]
+) -> dict[str, Any]:
+    import torch
+
+    from tasks.capture import CaptureSpec
+    from tasks.capture_worker import batches, pad, tokenise
+    from tasks.model import load_model, load_tokenizer
+
+    described = index["capture"]
+    capture = CaptureSpec(
+        sites=(index["site"],), bos=described["bos"], drop_bos=not described["bos_stored"],
+        max_tokens=described["max_tokens"],
+    )  # fmt: skip
+    prompts, skipped, _ = tokenise(load_tokenizer(model), _held_out_texts(spec, corpus, index), capture)
+    device = next(sae.parameters()).device
+    language_model = load_model(model, device=device)
+    sums: list[Tensor] = []
+    for batch in batches([len(prompt) for prompt in prompts], BATCH_TOKENS):
+        ids_BL, kept_BL = pad([prompts[row] for row in batch], [skipped[row] for row in batch])
+        sums.append(_of_batch(language_model, sae, index["site"], ids_BL.to(device), kept_BL.to(device)).cpu())
+        out.report(sum(map(len, sums)), len(prompts), "rows")
+    table = torch.cat(sums)
+    table = table[table[:, 0] > 0]
+    if len(table) == 0:
+        raise InputError("No held-out row of text has two tokens to predict from; take longer rows (corpus.unit).")
+    tokens, clean, spliced, ablated, kl = table.unbind(1)
+    return {
+        "ce": _spread(clean, tokens, spec.seed),
+        "ce_spliced": _spread(spliced, tokens, spec.seed),
+        "ce_ablated": _spread(ablated, tokens, spec.seed),
+        "ce_recovered": _spread(ablated - spliced, ablated - clean, spec.seed),
+        "kl": _spread(kl, tokens, spec.seed),
+        "text_rows": len(table),
+        "text_tokens": int(tokens.sum()),
+    }
+
+
+def _of_batch(model: Any, sae: "TopKSAE", site: str, ids_BL: "Tensor", kept_BL: "Tensor") -> "Tensor":
+    """Sums per row (B, 5), float64: tokens, cross-entropy clean, spliced and ablated, KL of spliced from clean.
+
+    Counted are predictions made where the autoencoder acts (kept) of a token that is there.
+    """
+    import torch
+
+    from sae_core import metrics, splice
+
+    def reconstruct(x_BLD: "Tensor") -> "Tensor":
+        x_BLD = x_BLD.clone()
+        x_BLD[kept_BL] = sae(x_BLD[kept_BL].float()).to(x_BLD.dtype)
+        return x_BLD
+
+    def zero(x_BLD: "Tensor") -> "Tensor":
+        return x_BLD.masked_fill(kept_BL.unsqueeze(2), 0)
+
+    counted = kept_BL[:, :-1] & kept_BL[:, 1:]
+    targets = ids_BL[:, 1:][counted]
+    with torch.no_grad():
+        clean = model(input_ids=ids_BL, use_cache=False).logits[:, :-1][counted]
+        with splice(model, site, reconstruct):
+            spliced = model(input_ids=ids_BL, use_cache=False).logits[:, :-1][counted]
+        kl = metrics.token_kl(clean, spliced)
+        losses = [metrics.token_cross_entropy(logits, targets) for logits in (clean, spliced)]
+        del clean, spliced
+        with splice(model, site, zero):
+            losses.append(
+                metrics.token_cross_entropy(model(input_ids=ids_BL, use_cache=False).logits[:, :-1][counted], targets)
+            )
+    row_of = counted.nonzero()[:, 0]
+    sums = torch.zeros(len(ids_BL), 5, dtype=torch.float64, device=ids_BL.device)
+    for column, values in enumerate((torch.ones_like(kl), *losses, kl)):
+        sums[:, column].index_add_(0, row_of, values.double())
+    return sums
+
+
+def _held_out_texts(spec: EvaluateSpec, corpus: Artifact, index: dict[str, Any]) -> list[str]:
+    """Validation rows spread evenly over the whole corpus."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from tasks.preprocess import is_validation
+
+    with pq.ParquetFile(corpus.path("rows.parquet")) as file:
+        chosen = np.flatnonzero(
+            is_validation(np.arange(file.metadata.num_rows), index["validation_fraction"], index["seed"])
+        )
+        if len(chosen) > spec.text_rows:
+            chosen = chosen[np.linspace(0, len(chosen) - 1, spec.text_rows).astype(np.int64)]
+        texts: list[str] = []
+        begin = 0
+        for group in range(file.metadata.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            inside = chosen[(chosen >= begin) & (chosen < begin + size)] - begin
+            if len(inside):
+                texts += file.read_row_group(group, columns=["text"])["text"].take(inside).to_pylist()
+            begin += size
+    return texts
+
+
+def _spread(numerators: "Tensor", denominators: "Tensor", seed: int) -> dict[str, float]:
+    from sae_core import bootstrap_ratio
+
+    return bootstrap_ratio(numerators, denominators, seed)._asdict()
