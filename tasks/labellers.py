@@ -174,9 +174,9 @@ def claude_params(model: str, max_tokens: int, system: str, text: str, schema: d
 def show(examples: Sequence[Example], most: int) -> tuple[str, int]:
     """The examples of one latent as text, and how many are active ones.
 
-    A third are the strongest rows of the label half, the rest come from evenly spaced ranks of the uniform sample.
+    A third are the strongest rows, the rest come from evenly spaced ranks of the uniform sample.
     """
-    top = [example for example in examples if example.role == "top" and example.half == "label"][: most // 3]
+    top = [example for example in examples if example.role == "top"][: most // 3]
     taken = {(example.row_id, example.position) for example in top}
     sample = [e for e in examples if e.role == "label_positive" and (e.row_id, e.position) not in taken]
     sample.sort(key=lambda example: (-example.activation, example.row_id, example.position))

@@ -31,7 +31,7 @@ from tasks.runtime import Runtime
 from tests.servers.message_batches import CUSTOM_ID, MessageBatches
 
 KEY = "5ae" * 21 + "0"
-FAST = Patience(first_poll=0.01, longest_poll=0.02, unreachable=0.05, outage=2.0, settle=0.02)
+FAST = Patience(first_poll=0.01, longest_poll=0.02, unreachable=20.0, outage=20.0, settle=0.02)
 
 
 class Crash(BaseException):
@@ -100,13 +100,14 @@ def run(
     budget: float = 5.0,
     hours: float = 1.0,
     out: Workspace | None = None,
+    patience: Patience = FAST,
 ) -> Answers:
     """`run_batches` with a client of its own, as a new process would have."""
     if out is None:
         runtime = Runtime(budget_dollars=budget, batch_hours=hours)
         out = Workspace(folder, folder, KEY, runtime, held=FolderProgress(folder, crash_at))  # type: ignore[arg-type]
     with anthropic.Anthropic(api_key=key, base_url=url, max_retries=0) as client:
-        return run_batches(asked, parse, out, FAST, Service(client, FAST, out.log))
+        return run_batches(asked, parse, out, patience, Service(client, patience, out.log))
 
 
 def workspace(folder: Path, log: list[str], budget: float = 5.0) -> Workspace:
@@ -176,19 +177,22 @@ def test_a_cut_results_file_is_fetched_again(tmp_path: Path) -> None:
 
 
 def test_a_lost_id_is_found_among_the_batches_of_others(tmp_path: Path) -> None:
-    """The response to create is lost for good; others send batches of the same size before and after ours."""
+    """Others send batches of the same size before the intent, between intent and create, and after it."""
+    foreign = [{"custom_id": f"other-0-{i}", "params": params("x")} for i in range(4)]
     with MessageBatches({"ends_after": 2, "page_limit": 2}) as service:
-        other = anthropic.Anthropic(api_key="test-key", base_url=service.url)
-        foreign = [{"custom_id": f"other-0-{i}", "params": params("x")} for i in range(4)]
-        other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
-        crash_before_id = 2 * 2  # probe and intent are written, the id is not
-        with pytest.raises(Crash):
-            run(tmp_path, service.url, requests(5), crash_at=crash_before_id)
-        for _ in range(3):
+        with anthropic.Anthropic(api_key="test-key", base_url=service.url) as other:
             other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
-        other.close()
+            with pytest.raises(Crash):
+                run(tmp_path, service.url, requests(5), crash_at=3)  # the intent is written, nothing was sent
+            other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
+            with pytest.raises(Crash):
+                run(tmp_path, service.url, requests(5), crash_at=2)  # the batch was sent, its id is not written
+            for _ in range(3):
+                other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
         assert values(run(tmp_path, service.url, requests(5))) == WANTED
-        assert sum(ids[0].startswith(KEY[:24]) for ids in service.created()) == 1
+        ours = [ids for ids in service.created() if ids[0].startswith(KEY[:24])]
+        assert ours == [[f"{KEY[:24]}-0-{i}" for i in range(1, 5)]]
+        assert len(service.created()) == 6
 
 
 def test_an_intent_whose_batch_never_arrived_is_sent(tmp_path: Path) -> None:
@@ -283,7 +287,16 @@ def test_a_service_that_is_down_is_said_soon(tmp_path: Path) -> None:
     with MessageBatches() as service:
         url = service.url
     with pytest.raises(ServiceError, match="cannot be reached"):
-        run(tmp_path, url, requests(1))
+        run(tmp_path, url, requests(1), patience=FAST._replace(unreachable=0.05))
+
+
+def test_a_service_that_stays_away_too_long_is_given_up_and_found_again(tmp_path: Path) -> None:
+    with MessageBatches({"faults": [{"path": "results$", "status": 503, "times": 10**6}]}) as service:
+        with pytest.raises(ServiceError, match="could not give the results of batch"):
+            run(tmp_path, service.url, requests(3), patience=FAST._replace(outage=0.1))
+        service.script["faults"] = []
+        assert values(run(tmp_path, service.url, requests(3))) == {k: WANTED[k] for k in "012"}
+        assert len(service.created()) == 1
 
 
 def test_a_wrong_address_is_said(tmp_path: Path) -> None:

@@ -205,6 +205,14 @@ def test_claude_labels_come_back_whole_or_with_a_reason(store: Store, service: M
     assert [len(ids) for ids in service.created()][:2] == [4, 2]
 
 
+def test_claude_is_asked_the_same_whatever_is_in_the_score_half(tmp_path: Path, service: MessageBatches) -> None:
+    for number, score_seed in enumerate((0, 7)):
+        store = open_store(str(tmp_path / f"store{number}"))
+        LABEL.build(store, CLAUDE, examples=made_examples(store, score_seed=score_seed))
+    one, other = ([request["params"] for request in batch["requests"]] for batch in service.batches.values())
+    assert one == other
+
+
 def test_requests_share_cached_instructions_and_ask_for_json(store: Store, service: MessageBatches) -> None:
     LABEL.build(store, CLAUDE, examples=made_examples(store))
     asked = [request["params"] for batch in service.batches.values() for request in batch["requests"]]

@@ -95,6 +95,8 @@ def test_half_of_the_negatives_come_from_the_rows_of_the_positives(store: Store)
         assert sum(one.role == "score_positive" for one in kept) == sum(one.role == "score_positive" for one in found)
         assert all(one.activations[one.hit] == 0 for one in same + far)
         assert all(one.half == "score" for one in kept)
+        fewer = [one for one in found if one not in same[3:]]
+        assert sum(one.role == "score_negative_random" for one in held_out(fewer)) == len(same[:3])
 
 
 def test_the_score_repeats_and_follows_its_seed(tmp_path: Path) -> None:
