@@ -47,7 +47,7 @@ class CaptureSpec(Spec):
     )
     max_tokens: int = Field(
         512, ge=2, title="Longest row", json_schema_extra={"position": 2},
-        description="Tokens per row, BOS included; what is longer is cut, and counted.",
+        description="Tokens per row, BOS included, at most the model's context; what is longer is cut, and counted.",
     )
     bos: Literal["add", "none"] = Field(
         "add", title="BOS", json_schema_extra={"position": 3},
@@ -143,7 +143,7 @@ def _write(items: Iterator[Any], spec: CaptureSpec, out: Workspace) -> Summary:
             file.close()
     described = {
         "bos": spec.bos, "bos_token_id": rows.bos_token_id, "bos_stored": not spec.drop_bos,
-        "max_tokens": spec.max_tokens, "dtype": rows.dtype, "sites": list(spec.sites), "d": rows.d,
+        "max_tokens": rows.max_tokens, "dtype": rows.dtype, "sites": list(spec.sites), "d": rows.d,
     }
     (out.path / "capture.json").write_text(canonical_json(described) + "\n")
     return {"rows": len(rows.ids), "tokens": tokens, "rows_cut": rows.cut, "d": rows.d}

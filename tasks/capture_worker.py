@@ -32,6 +32,7 @@ class Rows(NamedTuple):
     tokens: "np.ndarray"  # int32 (T), stored tokens
     d: int  # width of the residual stream
     cut: int  # rows that were longer than max_tokens
+    max_tokens: int  # the spec's, or the model's context where that is shorter
     bos_token_id: int | None
     dtype: str  # what the model computes in
 
@@ -49,18 +50,18 @@ class CaptureWorker:
 
     def __init__(self, model: Artifact, sites: Sequence[str], dtype: str, device: str, threads: int) -> None:
         import torch
-        from transformers import AutoConfig
 
         from sae_core.hooks import Site
         from tasks.model import load_model, load_tokenizer, model_folder
+        from tasks.model_files import read_shape
 
         torch.set_num_threads(threads)
-        layers = AutoConfig.from_pretrained(model_folder(model)).get_text_config().num_hidden_layers
+        shape = read_shape(model_folder(model))
         for site in sites:  # before the weights are read, which may take minutes
-            Site.parse(site).check(layers)
+            Site.parse(site).check(shape.n_layers)
         self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, dtype=dtype, device=device)
-        self.device = device
+        self.model = load_model(model, device, dtype)
+        self.device, self.d, self.context = device, shape.d_model, shape.context
 
     def capture(self, spec: "CaptureSpec", corpus: Artifact) -> Iterator[Any]:
         """One shard of a corpus, as a stream."""
@@ -70,18 +71,18 @@ class CaptureWorker:
         from sae_core.hooks import capture
 
         ids, texts = _read(corpus.path("rows.parquet"), spec)
-        prompts, skipped, cut = self._tokenise(texts, spec)
+        longest = min(spec.max_tokens, self.context or spec.max_tokens)
+        prompts, skipped, cut = tokenise(self.tokenizer, texts, spec, longest)
         stored = [prompt[skip:] for prompt, skip in zip(prompts, skipped, strict=True)]
         offsets = np.cumsum([0, *map(len, stored)], dtype=np.int64)
         tokens = np.array([token for row in stored for token in row], dtype=np.int32)
-        d = self.model.config.get_text_config().hidden_size
         dtype = str(self.model.dtype).removeprefix("torch.")
-        yield Rows(ids, offsets, tokens, d, cut, self.tokenizer.bos_token_id, dtype)
+        yield Rows(ids, offsets, tokens, self.d, cut, longest, self.tokenizer.bos_token_id, dtype)
 
-        totals = [_Totals(d) for _ in spec.sites]
+        totals = [_Totals(self.d) for _ in spec.sites]
         with capture(self.model, spec.sites) as forward:
             for batch in batches([len(prompt) for prompt in prompts], spec.tokens_per_batch):
-                ids_BL, kept_BL = _pad([prompts[row] for row in batch], [skipped[row] for row in batch])
+                ids_BL, kept_BL = pad([prompts[row] for row in batch], [skipped[row] for row in batch])
                 try:
                     found = forward(input_ids=ids_BL.to(self.device))
                 except torch.OutOfMemoryError as error:
@@ -95,20 +96,23 @@ class CaptureWorker:
                     yield from _pieces(number, batch, [len(stored[row]) for row in batch], x_TD.cpu())
         yield {site: total.values() for site, total in zip(spec.sites, totals, strict=True)}
 
-    def _tokenise(self, texts: list[str], spec: "CaptureSpec") -> tuple[list[list[int]], list[int], int]:
-        """What the model is fed per row, how many of its first tokens are not stored, and how many rows were cut."""
-        bos = self.tokenizer.bos_token_id
-        if spec.bos == "add" and bos is None:
-            raise InputError("capture.bos is 'add', but the model's tokenizer has no BOS token; set capture.bos=none.")
-        prompts, cut = [], 0
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            for row in self.tokenizer(texts[start : start + TEXTS_AT_ONCE], add_special_tokens=False)["input_ids"]:
-                if spec.bos == "add" and row[:1] != [bos]:
-                    row = [bos, *row]
-                cut += len(row) > spec.max_tokens
-                prompts.append(row[: spec.max_tokens])
-        skipped = [int(spec.drop_bos and bos is not None and prompt[:1] == [bos]) for prompt in prompts]
-        return prompts, skipped, cut
+
+def tokenise(
+    tokenizer: Any, texts: list[str], spec: "CaptureSpec", longest: int
+) -> tuple[list[list[int]], list[int], int]:
+    """What the model is fed per row, how many of its first tokens are not stored, and how many rows were cut."""
+    bos = tokenizer.bos_token_id
+    if spec.bos == "add" and bos is None:
+        raise InputError("capture.bos is 'add', but the model's tokenizer has no BOS token; set capture.bos=none.")
+    prompts, cut = [], 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        for row in tokenizer(texts[start : start + TEXTS_AT_ONCE], add_special_tokens=False)["input_ids"]:
+            if spec.bos == "add" and row[:1] != [bos]:
+                row = [bos, *row]
+            cut += len(row) > longest
+            prompts.append(row[:longest])
+    skipped = [int(spec.drop_bos and bos is not None and prompt[:1] == [bos]) for prompt in prompts]
+    return prompts, skipped, cut
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -147,7 +151,7 @@ def _read(path: Path, spec: "CaptureSpec") -> tuple["np.ndarray", list[str]]:
     return np.array(ids, dtype=np.int64), texts
 
 
-def _pad(prompts: list[list[int]], skipped: list[int]) -> tuple["Tensor", "Tensor"]:
+def pad(prompts: list[list[int]], skipped: list[int]) -> tuple["Tensor", "Tensor"]:
     """Token ids (B, L), padded on the right, and which positions are stored (B, L)."""
     import torch
 
