@@ -49,16 +49,46 @@ RESIDUAL_KINDS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 class ExamplesSpec(Spec):
     """How many examples of each kind a latent gets, and how much text is shown around them."""
 
-    top: int = Field(16, ge=1, description="Strongest rows kept for each latent.")
-    label_positives: int = Field(20, ge=1, description="Activations sampled for labelling.")
-    label_negatives: int = Field(20, ge=0, description="Silent tokens for labelling; half of them from the same rows.")
-    score_positives: int = Field(40, ge=1, description="Activations sampled for scoring.")
-    score_negatives: int = Field(40, ge=0, description="Silent tokens for scoring; half of them from the same rows.")
-    before: int = Field(24, ge=0, description="Tokens shown before the hit; more where a word would be cut.")
-    after: int = Field(8, ge=0, description="Tokens shown after the hit; more where a word would be cut.")
-    neighbours: int = Field(10, ge=0, description="Nearest latents by decoder cosine.")
-    effect_tokens: int = Field(10, ge=0, description="Promoted and suppressed tokens of each latent.")
-    seed: int = Field(0, ge=0, description="Seed of the halves and the samples.")
+    top: int = Field(
+        16, ge=1, title="Strongest rows", json_schema_extra={"position": 0},
+        description="Strongest rows kept for each latent.",
+    )  # fmt: skip
+    label_positives: int = Field(
+        20, ge=1, title="Activations to label from", json_schema_extra={"position": 1},
+        description="Activations sampled for labelling.",
+    )  # fmt: skip
+    label_negatives: int = Field(
+        20, ge=0, title="Silent tokens to label from", json_schema_extra={"position": 2},
+        description="Silent tokens for labelling; half of them from the same rows.",
+    )  # fmt: skip
+    score_positives: int = Field(
+        40, ge=1, title="Activations to score on", json_schema_extra={"position": 3},
+        description="Activations sampled for scoring.",
+    )  # fmt: skip
+    score_negatives: int = Field(
+        40, ge=0, title="Silent tokens to score on", json_schema_extra={"position": 4},
+        description="Silent tokens for scoring; half of them from the same rows.",
+    )  # fmt: skip
+    before: int = Field(
+        24, ge=0, title="Tokens before", json_schema_extra={"position": 5},
+        description="Tokens shown before the hit; more where a word would be cut.",
+    )  # fmt: skip
+    after: int = Field(
+        8, ge=0, title="Tokens after", json_schema_extra={"position": 6},
+        description="Tokens shown after the hit; more where a word would be cut.",
+    )  # fmt: skip
+    neighbours: int = Field(
+        10, ge=0, title="Neighbours", json_schema_extra={"position": 7},
+        description="Nearest latents by decoder cosine.",
+    )  # fmt: skip
+    effect_tokens: int = Field(
+        10, ge=0, title="Promoted tokens", json_schema_extra={"position": 8},
+        description="Promoted and suppressed tokens of each latent.",
+    )  # fmt: skip
+    seed: int = Field(
+        0, ge=0, title="Seed", json_schema_extra={"position": 9},
+        description="Seed of the halves and the samples.",
+    )  # fmt: skip
 
 
 def examples(

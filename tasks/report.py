@@ -20,7 +20,7 @@ from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 
 Json = dict[str, Any]
 FOLDER = Path(__file__).parent
-# metrics.json -> name, what it means, how it is written. What is not listed is shown under "Further figures".
+# metrics.json -> name, what it means, how it is written. Others are shown under "Further figures".
 FIGURES = {
     "fvu": (
         "Variance unexplained",
@@ -44,7 +44,6 @@ FIGURES = {
         "number",
     ),
     "dead_share": ("Dead latents", "Share of the latents that fired on no token of the measurement.", "percent"),
-    "cosine_similarity": ("Direction kept", "Mean cosine between activations and their reconstruction.", "share"),
 }
 CURVES = {
     "fvu": ("Variance unexplained", "Share of the variance the reconstruction misses, per batch"),
@@ -59,9 +58,18 @@ CURVES = {
 class ReportSpec(Spec):
     """How much text the page carries."""
 
-    features_with_texts: int = Field(3000, ge=0, description="Features whose texts are in the file, best first.")
-    texts_per_kind: int = Field(8, ge=1, le=50, description="Strongest and typical texts of each such feature.")
-    curve_points: int = Field(400, ge=10, description="Points of a training curve; longer histories are thinned.")
+    features_with_texts: int = Field(
+        3000, ge=0, title="Features with texts", json_schema_extra={"position": 0},
+        description="Features whose texts are in the file, best scores first; the table lists all.",
+    )  # fmt: skip
+    texts_per_kind: int = Field(
+        8, ge=1, le=50, title="Texts of each kind", json_schema_extra={"position": 1},
+        description="Strongest texts and typical texts of each such feature.",
+    )  # fmt: skip
+    curve_points: int = Field(
+        400, ge=10, title="Points of a curve", json_schema_extra={"position": 2},
+        description="Longer training histories are thinned to so many points.",
+    )  # fmt: skip
 
 
 def report(

@@ -107,6 +107,10 @@ TRAINING = {"steps": "Training steps", "activations": "Activations seen", "token
             "batch_size": "Activations per step"}  # fmt: skip
 LABELS = {"labeller": "Labeller", "labelled": "Labelled", "too_few_examples": "Too few examples",
           "no_pattern": "No pattern found", "not_chosen": "Not chosen"}  # fmt: skip
+FURTHER = {
+    "ce": "Loss of the model itself", "ce_ablated": "Loss with zeros instead", "cosine_similarity": "Mean cosine",
+    "activations": "Activations measured", "text_rows": "Rows of text measured", "text_tokens": "Tokens predicted",
+}  # fmt: skip
 SCORES = {"scorer": "Scorer", "scored": "Scored", "too_few": "Too few examples", "unanswered": "Unanswered",
           "median_score": "Median score", "median_baseline": "Median token look-up"}  # fmt: skip
 
@@ -116,7 +120,7 @@ def facts(
 ) -> list[Json]:
     """Small tables: where everything came from, and what else was measured."""
     sae = config["sae"]
-    further = [(key.replace("_", " "), write(estimate(value)[0])) for key, value in sorted(measured.items())
+    further = [(FURTHER.get(key, key.replace("_", " ")), write(estimate(value)[0])) for key, value in measured.items()
                if key not in known and estimate(value)[0] is not None]  # fmt: skip
     groups = [
         ("Model", [("Name", _model_name(inputs["model"])), *_told(inputs["model"], MODEL)]),
