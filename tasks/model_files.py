@@ -9,7 +9,7 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from tasks.errors import InputError
 
@@ -98,7 +98,7 @@ def read_shape(folder: Path) -> ModelShape:
     )
 
 
-def hub_commit(name: str, revision: str | None) -> str:
+def hub_commit(name: str, revision: str | None, kind: Literal["model", "dataset"] = "model") -> str:
     """The commit a hub name and revision mean now; offline, the one this machine has kept."""
     if revision and _COMMIT.fullmatch(revision):
         return revision
@@ -107,17 +107,17 @@ def hub_commit(name: str, revision: str | None) -> str:
 
     if not constants.is_offline_mode():
         try:
-            return str(HfApi().model_info(name, revision=revision, timeout=10).sha)
+            return str(HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=10).sha)
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code in (401, 403, 404):
-                _refuse_hub(name, revision, error)
+                _refuse_hub(name, revision, error, kind)
         except (HTTPError, OSError):
             pass  # no network: what was downloaded before serves
-    kept = _hub_folder(name) / "refs" / (revision or "main")
+    kept = _hub_folder(name, kind) / "refs" / (revision or "main")
     if not kept.is_file():
         raise InputError(
-            f"{name!r} is no folder here, and the hub cannot be reached to look it up; "
-            "check the spelling, give a local folder, or connect and run again."
+            f"{name!r} is no local path, and the hub cannot be reached to look it up; "
+            "check the spelling, give a local path, or connect and run again."
         )
     return kept.read_text().strip()
 
@@ -166,14 +166,14 @@ def hub_config(name: str, revision: str | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, kind: str = "model") -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
 
 
-def _refuse_hub(name: str, revision: str | None, error: Any) -> NoReturn:
+def _refuse_hub(name: str, revision: str | None, error: Any, kind: str = "model") -> NoReturn:
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -181,10 +181,10 @@ def _refuse_hub(name: str, revision: str | None, error: Any) -> NoReturn:
     elif isinstance(error, RevisionNotFoundError):
         why = f"has no revision {revision!r}; name a branch, tag or commit that it has"
     elif error.response is not None and error.response.status_code in (401, 403, 404):
-        why = "is neither a local folder nor a hub model that may be read here; check the spelling, or set HF_TOKEN"
+        why = f"is neither a local path nor a hub {kind} that may be read here; check the spelling, or set HF_TOKEN"
     else:
         why = f"cannot be fetched from the hub ({type(error).__name__}); run again"
-    raise InputError(f"The model {name!r} {why}.") from error
+    raise InputError(f"The {kind} {name!r} {why}.") from error
 
 
 def _list_names(folder: Path) -> set[str]:

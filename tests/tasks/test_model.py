@@ -1,12 +1,8 @@
-"""The hub is played by a small local server that speaks the few requests a download makes."""
-
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,11 +10,11 @@ import pytest
 import torch
 
 from tasks.artifacts import Artifact, Store, open_store
-from tasks.artifacts.artifact import sha256_file
 from tasks.errors import ArtifactError, InputError
 from tasks.language_model import LanguageModelSpec
 from tasks.model import MODEL, ModelSpec, describe_model, load_model, load_tokenizer, model_folder
 from tasks.model_files import ModelShape, read_shape
+from tests.servers.hub import COMMIT, running_hub
 
 TINY = LanguageModelSpec(
     vocabulary=300, d_model=16, layers=2, heads=2, d_mlp=16, context=16, batch=2, steps=1, threads=1
@@ -191,54 +187,6 @@ def test_a_real_model_can_be_pinned_and_read(store: Store, shared: Path) -> None
         assert model(ids, labels=ids).loss.item() < 2.0
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """tiny/open is the folder's model, tiny/gated needs consent, everything else does not exist."""
-
-    folder: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        path = self.path.partition("?")[0].removeprefix("/api/models/").lstrip("/")
-        headers, status, content = {}, 200, b""
-        file = self.folder / path.rpartition("/")[2]
-        if path.startswith("tiny/gated"):
-            status, headers = 403, {"X-Error-Code": "GatedRepo"}
-        elif not path.startswith("tiny/open"):
-            status, headers = 404, {"X-Error-Code": "RepoNotFound"}
-        elif "/revision/" in path and not path.endswith(("/main", self.commit)):
-            status, headers = 404, {"X-Error-Code": "RevisionNotFound"}
-        elif "/resolve/" in path:
-            content = file.read_bytes()
-            headers = {"ETag": f'"{sha256_file(file)}"', "X-Repo-Commit": self.commit}
-        elif "/tree/" in path:
-            entries = [
-                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40}
-                for f in self.folder.iterdir()
-            ]
-            content = json.dumps(entries).encode()
-        else:
-            siblings = [{"rfilename": f.name} for f in self.folder.iterdir()]
-            content = json.dumps(
-                {"id": "tiny/open", "modelId": "tiny/open", "sha": self.commit, "siblings": siblings}
-            ).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 HUB_SCRIPT = """
 import json, sys
 from tasks.artifacts import open_store
@@ -260,9 +208,7 @@ for name, revision in json.loads(sys.argv[2]):
 
 
 def ask_hub(tmp_path: Path, names: list[tuple[str, str | None]], **environment: str) -> list:
-    given = (
-        os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"} | environment
-    )
+    given = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"} | environment
     ran = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", HUB_SCRIPT, str(tmp_path / "store"), json.dumps(names)],
         capture_output=True, text=True, env=given, check=False,
@@ -274,11 +220,7 @@ def ask_hub(tmp_path: Path, names: list[tuple[str, str | None]], **environment: 
 def test_a_hub_model_is_pinned_by_commit_and_read_offline_afterwards(
     store: Store, folder: Path, tmp_path: Path
 ) -> None:
-    handler = type("Handler", (Hub,), {"folder": folder})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with running_hub(folder) as endpoint:
         online = ask_hub(
             tmp_path,
             [
@@ -290,16 +232,13 @@ def test_a_hub_model_is_pinned_by_commit_and_read_offline_afterwards(
             ],
             HF_ENDPOINT=endpoint,
         )
-    finally:
-        server.shutdown()
-        server.server_close()
     digest = build(store, folder).digest
-    assert online[0] == [digest, False, Hub.commit, 2]
-    assert online[1] == [digest, False, Hub.commit, 2]
+    assert online[0] == [digest, False, COMMIT, 2]
+    assert online[1] == [digest, False, COMMIT, 2]
     assert "has no revision 'v9'" in online[2]
     assert "'tiny/gated' is gated: accept its terms" in online[3]
-    assert "'tiny/none' is neither a local folder nor a hub model" in online[4]
+    assert "'tiny/none' is neither a local path nor a hub model" in online[4]
     for environment in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": endpoint}):  # told to be offline; nobody answers
         offline = ask_hub(tmp_path, [("tiny/open", None), ("tiny/new", None)], **environment)
-        assert offline[0] == [digest, True, Hub.commit, 2]
-        assert "'tiny/new' is no folder here, and the hub cannot be reached" in offline[1]
+        assert offline[0] == [digest, True, COMMIT, 2]
+        assert "'tiny/new' is no local path, and the hub cannot be reached" in offline[1]
