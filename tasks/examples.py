@@ -27,11 +27,11 @@ from pydantic import Field
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.errors import InputError
 from tasks.example_roles import ROLES, Chosen, choose
+from tasks.feature_columns import feature_columns
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    import torch
     from numpy.typing import NDArray
 
     from sae_core.sae import TopKSAE
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 RANDOM_TOKENS = 1024  # drawn once per half; each latent takes its random negatives from those it is silent at
 LATENT_BLOCK = 1024  # latents whose windows are in memory together; one row group of examples.parquet
-RESIDUAL_KINDS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
 
 class ExamplesSpec(Spec):
@@ -103,7 +102,8 @@ def examples(
     found, store = _one_pass(spec, out, autoencoder, site, archives)
     text = _token_text(load_tokenizer(model), store)
     written = _write_examples(spec, out, found, store, text, _documents(corpus))
-    _write_features(spec, out, found, autoencoder, site, model, text)
+    columns = feature_columns(found, autoencoder, site, model, text, spec.neighbours, spec.effect_tokens)
+    _write_features(out, columns)
     enough = (found.score_count >= 20).sum()
     return {
         "tokens": found.tokens,
@@ -187,12 +187,6 @@ def _write_examples(
     return written
 
 
-def _add(meaning: hashlib._Hash, table: pa.Table) -> None:
-    """The values of a table, free of what a parquet file says about the library that wrote it."""
-    for batch in table.combine_chunks().to_batches():
-        meaning.update(batch.serialize())
-
-
 def _example_columns(
     spec: ExamplesSpec, chosen: Chosen, store: Stored, text: TokenText, documents: Integers
 ) -> dict[str, pa.Array]:
@@ -232,87 +226,20 @@ def _example_columns(
     }
 
 
-def _write_features(
-    spec: ExamplesSpec,
-    out: Workspace,
-    found: Collection,
-    sae: TopKSAE,
-    site: str,
-    model: Artifact,
-    text: TokenText,
-) -> None:
-    import numpy as np
+def _write_features(out: Workspace, columns: dict[str, pa.Array]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import torch
 
-    from sae_core.directions import nearest_directions
-
-    alive = torch.from_numpy(found.count > 0).to(sae.W_dec.device)
-    cosines, neighbours = nearest_directions(sae.W_dec, spec.neighbours, alive)
-    columns = {
-        "latent": pa.array(np.arange(found.n_latents, dtype=np.int32)),
-        "firing_rate": pa.array(found.count / found.tokens),
-        "count": pa.array(found.count),
-        "score_count": pa.array(found.score_count),
-        "max": pa.array(found.maximum),
-        "mean": pa.array((found.total / np.maximum(found.count, 1)).astype(np.float32)),
-        "dead": pa.array(found.count == 0),
-        "neighbours": _lists(neighbours.int()),
-        "neighbour_cosines": _lists(cosines),
-        **_effect_columns(spec, sae, site, model, text),
-    }
     table, meaning = pa.table(columns), hashlib.sha256()
     _add(meaning, table)
     out.content("features.parquet", meaning.hexdigest())
     pq.write_table(table, out.path / "features.parquet", compression="zstd")
 
 
-def _effect_columns(
-    spec: ExamplesSpec, sae: TopKSAE, site: str, model: Artifact, text: TokenText
-) -> dict[str, pa.Array]:
-    import pyarrow as pa
-    import torch
-
-    from sae_core import Site
-    from sae_core.directions import token_effects
-    from tasks.unembedding import load_unembedding
-
-    latents = sae.config.n_latents
-    if Site.parse(site).kind not in RESIDUAL_KINDS:  # a direction before a matrix says nothing about tokens
-        nothing = torch.zeros(latents, 0)
-        words = pa.array([[] for _ in range(latents)], pa.list_(pa.string()))
-        return {
-            "promoted": words,
-            "promoted_effects": _lists(nothing),
-            "suppressed": words,
-            "suppressed_effects": _lists(nothing),
-        }
-    unembedding_VD, gain_D = load_unembedding(model)
-    gain_D = None if gain_D is None else gain_D.to(sae.W_dec)
-    found = token_effects(sae.W_dec, unembedding_VD.to(sae.W_dec), gain_D, spec.effect_tokens)
-
-    def words_of(ids_NC: torch.Tensor) -> pa.Array:
-        ids, place = ids_NC.flatten().unique(return_inverse=True)
-        strings = pa.array(text.decode(ids.tolist()), pa.string())
-        return _lists(ids_NC, strings.take(pa.array(place.cpu().numpy())))
-
-    return {
-        "promoted": words_of(found.promoted_NC),
-        "promoted_effects": _lists(found.promoted_effect_NC),
-        "suppressed": words_of(found.suppressed_NC),
-        "suppressed_effects": _lists(found.suppressed_effect_NC),
-    }
-
-
-def _lists(values_NC: torch.Tensor, flat: pa.Array | None = None) -> pa.Array:
-    """A column of lists of equal length, one a latent."""
-    import numpy as np
-    import pyarrow as pa
-
-    rows, width = values_NC.shape
-    flat = pa.array(values_NC.flatten().cpu().numpy()) if flat is None else flat
-    return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), flat)
+def _add(meaning: hashlib._Hash, table: pa.Table) -> None:
+    """The values of a table, free of what a parquet file says about the library that wrote it."""
+    for batch in table.combine_chunks().to_batches():
+        meaning.update(batch.serialize())
 
 
 EXAMPLES = Stage("examples", version=1, spec=ExamplesSpec, run=examples)
