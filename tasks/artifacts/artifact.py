@@ -73,11 +73,13 @@ class Artifact:
             self._verify(stored, entry)
             return stored
         kept = settings().cache / "artifacts" / self.digest / self.manifest.attempt / name
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with self._download(entry, kept.parent) as temporary:
-                temporary.replace(kept)
-        self._verify(kept, entry)
+        with contextlib.suppress(ArtifactError):  # a copy that is absent or damaged is fetched (again)
+            self._verify(kept, entry)
+            return kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with self._download(entry, kept.parent) as temporary:
+            temporary.replace(kept)
+            _verified.add(_state(kept))
         return kept
 
     @contextlib.contextmanager
@@ -152,12 +154,12 @@ class Artifact:
 
     def _verify(self, path: Path, entry: DataFile) -> None:
         try:
-            state = path.stat()
+            seen = _state(path)
         except FileNotFoundError as error:
             raise self._fault(entry, "it is missing") from error
-        seen = (str(path), state.st_size, state.st_mtime_ns)
-        if state.st_size != entry.size:
-            raise self._fault(entry, f"it has {state.st_size} bytes instead of {entry.size}")
+        _, size, _ = seen
+        if size != entry.size:
+            raise self._fault(entry, f"it has {size} bytes instead of {entry.size}")
         if seen in _verified:
             return
         found = sha256_file(path)
@@ -170,6 +172,12 @@ class Artifact:
             f"The file {entry.path} of the {self.stage} artifact {self.key[:12]} is damaged: {what} ({self.location}). "
             f"Make it again with --force {self.stage}, or restore the file."
         )
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    """What tells that a file has not changed since it was read: (path, size, mtime_ns)."""
+    state = path.stat()
+    return str(path), state.st_size, state.st_mtime_ns
 
 
 def sha256_file(path: Path) -> str:

@@ -156,11 +156,11 @@ class RemoteFiles:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        with _said(self.url):
+        with _said(self.url, writing=True):
             self.fs.pipe_file(self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _said(self.url):
+        with _said(self.url, writing=True):
             if self.fs.exists(self._at(path)):
                 return False
             try:
@@ -174,7 +174,7 @@ class RemoteFiles:
             return True
 
     def upload(self, source: Path, path: str) -> None:
-        with _said(self.url):
+        with _said(self.url, writing=True):
             self.fs.put_file(str(source), self._at(path))
             stored = self.fs.info(self._at(path))["size"]
         if stored != source.stat().st_size:
@@ -252,14 +252,16 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _said(url: str) -> Iterator[None]:
+def _said(url: str, writing: bool = False) -> Iterator[None]:
     """Turns what a backend raises into one sentence that names the store and what to do."""
     try:
         yield
     except StoreError:
         raise
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        if not writing:
+            raise
+        raise StoreError(f"The store {url} does not exist ({error}); create the bucket, or check --store.") from error
     except PermissionError as error:
         raise StoreError(
             f"The store {url} refuses access ({error}); check the permissions of the folder or bucket, and for S3 "
