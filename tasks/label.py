@@ -7,37 +7,61 @@ examples give the same bytes; with `claude` the artifact is what came back, and 
 labels.parquet has one row for each latent: `tasks.labellers.Label` says what its columns mean.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.example_table import Example, examples_by_latent
-from tasks.labellers import ClaudeLabeller, KeywordLabeller, Label, Labeller, unlabelled
+from tasks.labellers import ClaudeLabeller, KeywordLabeller, Labeller, unlabelled
+from tasks.row_table import write_rows
 from tasks.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROLES = ("top", "label_positive", "label_negative_same_row", "label_negative_random")
+COLUMNS = {
+    "latent": "int32", "label": "string", "certainty": "float32", "labeller": "string", "keywords": "[string]",
+    "previous_keywords": "[string]", "status": "string", "reason": "string", "examples": "int32",
+}  # fmt: skip
 
 
 class LabelSpec(Spec):
     """Who labels, which latents, and from how many examples."""
 
     labeller: Literal["keywords", "claude"] = Field(
-        "keywords",
+        "keywords", title="Labeller", json_schema_extra={"position": 0},
         description="keywords: over-represented tokens, no language model; claude: Message Batches (needs a key).",
-    )
-    model: str = Field("claude-haiku-4-5", description="Claude model that labels; not used by keywords.")
+    )  # fmt: skip
+    model: str = Field(
+        "claude-haiku-4-5", title="Claude model", json_schema_extra={"position": 1},
+        description="Claude model that labels; not used by keywords.",
+    )  # fmt: skip
     max_latents: int | None = Field(
-        None, ge=1, description="Label at most so many latents, drawn evenly at random; empty labels all that can be."
-    )
-    min_examples: int = Field(5, ge=1, description="Latents with fewer activations in the label half get no label.")
-    examples_per_latent: int = Field(16, ge=4, description="Active examples shown to Claude for one latent.")
-    max_tokens: int = Field(500, ge=100, description="Longest answer of Claude; bounds the cost.")
-    prompt: Literal[1] = Field(1, description="Version of the prompt; a changed prompt is a new version.")
-    seed: int = Field(0, ge=0, description="Seed of the draw when max_latents is set.")
+        None, ge=1, title="Latents at most", json_schema_extra={"position": 2},
+        description="Label at most so many latents, drawn evenly at random; empty labels all that can be.",
+    )  # fmt: skip
+    min_examples: int = Field(
+        5, ge=1, title="Fewest activations", json_schema_extra={"position": 3},
+        description="Latents with fewer activations in the label half get no label.",
+    )  # fmt: skip
+    examples_per_latent: int = Field(
+        16, ge=4, title="Examples for Claude", json_schema_extra={"position": 4},
+        description="Active examples shown to Claude for one latent.",
+    )  # fmt: skip
+    max_tokens: int = Field(
+        500, ge=100, title="Longest answer", json_schema_extra={"position": 5},
+        description="Tokens of Claude's answer at most, thinking included; bounds the cost.",
+    )  # fmt: skip
+    prompt: Literal[1] = Field(
+        1, title="Prompt version", json_schema_extra={"position": 6},
+        description="Version of the prompt; a changed prompt is a new version.",
+    )  # fmt: skip
+    seed: int = Field(
+        0, ge=0, title="Seed", json_schema_extra={"position": 7},
+        description="Seed of the draw when there are more latents than may be labelled.",
+    )  # fmt: skip
 
 
 def label(spec: LabelSpec, out: Workspace, *, examples: Artifact) -> Summary:
@@ -50,7 +74,7 @@ def label(spec: LabelSpec, out: Workspace, *, examples: Artifact) -> Summary:
     for latent, count in enumerate(positives):
         if latent not in rows:
             rows[latent] = unlabelled(latent, labeller.name, *_why_not(count, spec))
-    _write([rows[latent] for latent in sorted(rows)], out)
+    write_rows([rows[latent] for latent in sorted(rows)], COLUMNS, "labels.parquet", out)
     counts = {"latents": len(rows), "labelled": sum(row.status == "labelled" for row in rows.values())}
     for row in rows.values():
         if row.status != "labelled":
@@ -108,20 +132,6 @@ def _why(spec: LabelSpec) -> str:
     if settings().anthropic_api_key is None:
         return "no language model was asked: ANTHROPIC_API_KEY is not set"
     return "no language model was asked: the settings say keywords"
-
-
-def _write(rows: list[Label], out: Workspace) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    words = pa.list_(pa.string())
-    types: dict[str, Any] = {
-        "latent": pa.int32(), "label": pa.string(), "certainty": pa.float32(), "labeller": pa.string(),
-        "keywords": words, "previous_keywords": words, "status": pa.string(), "reason": pa.string(),
-        "examples": pa.int32(),
-    }  # fmt: skip
-    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in types.items()}
-    pq.write_table(pa.table(columns), out.path / "labels.parquet", compression="zstd")
 
 
 LABEL = Stage("label", version=1, spec=LabelSpec, run=label, progress=True)

@@ -19,10 +19,16 @@ from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.detection import Accuracy, balanced_accuracy
 from tasks.example_table import Example, examples_by_latent
 from tasks.keywords import lookup
+from tasks.row_table import write_rows
 from tasks.scorers import ClaudeScorer, Guesses, KeywordScorer, Scorer, Task
 
 LABEL_ROLES = ("label_positive", "label_negative_same_row", "label_negative_random")
 SCORE_ROLES = ("score_positive", "score_negative_same_row", "score_negative_random")
+COLUMNS = {
+    "latent": "int32", "status": "string", "reason": "string", "scorer": "string", "score": "float32", "low": "float32",
+    "high": "float32", "baseline": "float32", "baseline_low": "float32", "baseline_high": "float32",
+    "n_positive": "int32", "n_negative": "int32",
+}  # fmt: skip
 LEAST_NEGATIVES = 10  # with fewer silent tokens half of the score would rest on a handful
 EXAMPLES = 80  # held-out examples of a latent by the default ExamplesSpec, for estimates
 
@@ -31,15 +37,37 @@ class ScoreSpec(Spec):
     """Who guesses, and when there are enough held-out examples for a number."""
 
     scorer: Literal["keywords", "claude"] = Field(
-        "keywords", description="keywords: the label's key words decide; claude: asks in Message Batches (needs a key)."
-    )
-    model: str = Field("claude-haiku-4-5", description="Claude model that guesses; not used by keywords.")
-    min_positives: int = Field(20, ge=2, description="Latents with fewer held-out activations are 'too few'.")
-    resamples: int = Field(1000, ge=100, description="Bootstrap draws for the 95% interval.")
-    examples_per_request: int = Field(20, ge=1, le=100, description="Marked tokens in one question to Claude.")
-    max_tokens: int = Field(300, ge=50, description="Longest answer of Claude; bounds the cost.")
-    prompt: Literal[1] = Field(1, description="Version of the prompt; a changed prompt is a new version.")
-    seed: int = Field(0, ge=0, description="Seed of the bootstrap and of the order in a question.")
+        "keywords", title="Scorer", json_schema_extra={"position": 0},
+        description="keywords: the label's key words decide; claude: asks in Message Batches (needs a key).",
+    )  # fmt: skip
+    model: str = Field(
+        "claude-haiku-4-5", title="Claude model", json_schema_extra={"position": 1},
+        description="Claude model that guesses; not used by keywords.",
+    )  # fmt: skip
+    min_positives: int = Field(
+        20, ge=2, title="Fewest activations", json_schema_extra={"position": 2},
+        description="Latents with fewer held-out activations get no number but 'too few'.",
+    )  # fmt: skip
+    resamples: int = Field(
+        1000, ge=100, title="Bootstrap draws", json_schema_extra={"position": 3},
+        description="Bootstrap draws for the 95% interval.",
+    )  # fmt: skip
+    examples_per_request: int = Field(
+        20, ge=1, le=100, title="Tokens in a question", json_schema_extra={"position": 4},
+        description="Marked tokens in one question to Claude.",
+    )  # fmt: skip
+    max_tokens: int = Field(
+        300, ge=50, title="Longest answer", json_schema_extra={"position": 5},
+        description="Tokens of Claude's answer at most, thinking included; bounds the cost.",
+    )  # fmt: skip
+    prompt: Literal[1] = Field(
+        1, title="Prompt version", json_schema_extra={"position": 6},
+        description="Version of the prompt; a changed prompt is a new version.",
+    )  # fmt: skip
+    seed: int = Field(
+        0, ge=0, title="Seed", json_schema_extra={"position": 7},
+        description="Seed of the bootstrap and of the order in a question.",
+    )  # fmt: skip
 
 
 class Held(NamedTuple):
@@ -73,7 +101,7 @@ def score(spec: ScoreSpec, out: Workspace, *, labels: Artifact, examples: Artifa
     held: dict[int, Held] = {}
     guesses = scorer.guess(_tasks(spec, rows, examples, held), len(rows), out)
     scores = [_score(spec, scorer.name, row, held.get(row["latent"]), guesses.get(row["latent"])) for row in rows]
-    _write(scores, out)
+    write_rows(scores, COLUMNS, "scores.parquet", out)
     out.report(len(rows), len(rows), "latents")
     return {"scorer": scorer.name, **_figures(scores), **scorer.summary()}
 
@@ -176,19 +204,6 @@ def _figures(scores: list[Score]) -> dict[str, Any]:
         "median_baseline": round(statistics.median(row.baseline or 0 for row in scored), 4) if scored else None,
         "share_above_baseline": round(len(above) / len(scored), 4) if scored else None,
     }
-
-
-def _write(scores: list[Score], out: Workspace) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    texts, counts = ("status", "reason", "scorer"), ("latent", "n_positive", "n_negative")
-
-    def kind(name: str) -> Any:
-        return pa.string() if name in texts else pa.int32() if name in counts else pa.float32()
-
-    columns = {name: pa.array([getattr(row, name) for row in scores], kind(name)) for name in Score._fields}
-    pq.write_table(pa.table(columns), out.path / "scores.parquet", compression="zstd")
 
 
 SCORE = Stage("score", version=1, spec=ScoreSpec, run=score, progress=True)
