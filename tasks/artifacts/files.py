@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from tasks.errors import StoreError
 
 TEMPORARY = ".tmp-"  # names of unfinished local writes start so; they are never listed
+S3 = ("s3://", "s3a://")
 UNFINISHED_SECONDS = 3600.0  # a small file is written in far less: what is older has lost its writer
 
 
@@ -146,11 +147,14 @@ class RemoteFiles:
         self.url = url.rstrip("/")
         with _said(self.url):
             self.fs, self.root = _filesystem(self.url)
+        # s3fs asks for the size before it reads in parallel pieces: one request more for each small file.
+        self._small = {"max_concurrency": 1} if self.url.startswith(S3) else {}
+        self._bucket_seen = False
 
     def read(self, path: str) -> bytes | None:
         with _said(self.url):
             try:
-                return bytes(self.fs.cat_file(self._at(path)))
+                return bytes(self.fs.cat_file(self._at(path), **self._small))
             except FileNotFoundError:
                 self._require_bucket()
                 return None
@@ -220,7 +224,8 @@ class RemoteFiles:
     def _require_bucket(self) -> None:
         """A missing bucket looks like a missing file; only the second is normal."""
         bucket = self.root.split("/")[0]
-        if not self.fs.exists(bucket):
+        self._bucket_seen = self._bucket_seen or self.fs.exists(bucket)
+        if not self._bucket_seen:
             raise StoreError(f"The bucket {bucket!r} of store {self.url} does not exist; create it, or check --store.")
 
 
@@ -245,7 +250,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
     # Stale listings have been seen to hide fresh objects; a dead endpoint must be told in seconds, not minutes.
     options: dict[str, Any] = {"use_listings_cache": False}
-    if url.startswith(("s3://", "s3a://")):
+    if url.startswith(S3):
         options["config_kwargs"] = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3}}
     fs, root = fsspec.core.url_to_fs(url, **options)
     return fs, str(root).rstrip("/")
