@@ -50,7 +50,7 @@ class PipelineConfig(BaseModel):
     examples: ExamplesSpec = _group(ExamplesSpec, 8, "Where its latents fire.")
     labeller: Literal["auto", "claude", "keywords"] = Field(
         "auto",
-        description="Who labels and scores: Claude, or keywords without a language model; auto: Claude if there is a key.",
+        description="Who labels and scores: Claude, or keywords without a language model; auto: Claude with a key.",
         json_schema_extra={"position": 9},
     )
     label: LabelSpec = _group(LabelSpec, 10, "What its latents mean.")

@@ -81,7 +81,8 @@ def _store(url: str) -> Finding:
     except SaeflowError as error:
         return Finding("store", False, str(error))
     free = store.files.free_bytes()
-    return Finding("store", True, store.url + ("" if free is None else f", {free / 1e9:.0f} GB free") + ", can be written")
+    space = "" if free is None else f", {free / 1e9:.0f} GB free"
+    return Finding("store", True, f"{store.url}{space}, can be written")
 
 
 def _scratch(now: Settings) -> Finding:

@@ -5,15 +5,15 @@ Rough on purpose and said so: tokens come from the corpus artifact when there is
 streams); a dense TopK step costs 12 B n d FLOP, as for any pair of matmuls with their gradients.
 """
 
-import glob
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows.config import PipelineConfig
 from flows.planner import Planned
+from tasks.corpus import pin_corpus
 from tasks.label import label_dollars
 from tasks.model import describe_model
 from tasks.score import score_dollars
+from tasks.settings import settings
 
 BYTES_PER_TOKEN = 4.0
 ARCHIVED_SHARE = 0.7
@@ -29,7 +29,7 @@ class Estimate:
     archived_bytes: int | None
     shuffled_bytes: int | None
     training_flop: float | None
-    dollars: float  # upper bound for Claude; 0 with the keywords labeller
+    dollars: dict[str, float]  # upper bound for Claude, of label and of score; 0 with keywords
 
     @property
     def largest_bytes(self) -> int:
@@ -43,10 +43,12 @@ def estimate(config: PipelineConfig, planned: list[Planned]) -> Estimate:
     tokens = _tokens(config, planned)
     d_model = described.d_model if described else None
     latents = config.train.n_latents
-    dollars = label_dollars(config.label, latents) + score_dollars(config.score, latents)
+    labelled = min(latents, config.label.max_latents or latents)
+    dollars = {"label": label_dollars(config.label, labelled), "score": score_dollars(config.score, labelled)}
     flop = None
     if d_model is not None:
-        flop = 12.0 * config.train.batch_size * config.train.steps * latents * d_model
+        steps = config.train.number_of_steps(tokens or 0)
+        flop = 12.0 * config.train.batch_size * steps * latents * d_model
     if tokens is None or d_model is None:
         return Estimate(tokens, None, None, None, flop, dollars)
     one_site = tokens * d_model * 2
@@ -63,5 +65,5 @@ def _tokens(config: PipelineConfig, planned: list[Planned]) -> int | None:
         return int(corpus.summary["bytes"] / BYTES_PER_TOKEN)
     if config.corpus.path is None:
         return int(DEMO_TEXT_BYTES / BYTES_PER_TOKEN)
-    found = [Path(name) for name in glob.glob(config.corpus.path)]
-    return int(sum(path.stat().st_size for path in found if path.is_file()) / BYTES_PER_TOKEN) or None
+    files = pin_corpus(config.corpus, settings()).get("files", [])  # a data set on the hub says nothing of its size
+    return int(sum(file.get("size", 0) for file in files) / BYTES_PER_TOKEN) or None

@@ -1,7 +1,7 @@
 """What can be known to fail is told in a run's first second, in one sentence, before anything is computed."""
 
 from flows.config import PipelineConfig
-from flows.estimate import estimate
+from flows.estimate import Estimate, estimate
 from flows.planner import plan
 from tasks.artifacts import Store
 from tasks.errors import InputError, StoreError
@@ -9,10 +9,15 @@ from tasks.model import describe_model
 
 
 def check(config: PipelineConfig, store: Store) -> None:
-    """Raises InputError or StoreError when the run cannot end well: store, layers, space."""
+    """Raises InputError or StoreError when the run cannot end well: store, layers, space, budget."""
     store.check()
     _check_layers(config)
-    _check_space(config, store)
+    planned = plan(config, store)
+    to_do = {entry.stage for entry in planned if entry.state != "Cached"}
+    if to_do:
+        needs = estimate(config, planned)
+        _check_space(needs, store)
+        _check_budget(needs, to_do, config)
 
 
 def _check_layers(config: PipelineConfig) -> None:
@@ -28,16 +33,23 @@ def _check_layers(config: PipelineConfig) -> None:
             )
 
 
-def _check_space(config: PipelineConfig, store: Store) -> None:
+def _check_space(needs: Estimate, store: Store) -> None:
     free = store.files.free_bytes()
-    if free is None:
-        return
-    planned = plan(config, store)
-    if all(entry.state == "Cached" for entry in planned):
-        return
-    needed = estimate(config, planned).largest_bytes
-    if needed > free:
+    if free is not None and needs.largest_bytes > free:
         raise StoreError(
-            f"{store.url} has {free / 1e9:.1f} GB free, but the largest stage needs about {needed / 1e9:.1f} GB; "
-            "free some space (saeflow gc), choose another --store, or take fewer rows (corpus.max_rows)."
+            f"{store.url} has {free / 1e9:.1f} GB free, but the largest stage needs about "
+            f"{needs.largest_bytes / 1e9:.1f} GB; free some space (saeflow gc), choose another --store, or take fewer "
+            "rows (corpus.max_rows)."
         )
+
+
+def _check_budget(needs: Estimate, to_do: set[str], config: PipelineConfig) -> None:
+    """The cap holds for each stage that pays; the stage itself checks again, with the real examples."""
+    budget = config.runtime.budget_dollars
+    for stage, dollars in needs.dollars.items():
+        if stage in to_do and dollars > budget:
+            fitting = int((config.label.max_latents or config.train.n_latents) * budget / dollars)
+            raise InputError(
+                f"{stage} may cost up to ${dollars:.2f}, but runtime.budget_dollars is {budget:g}; raise the budget, "
+                f"label fewer latents (label.max_latents={fitting} fits), or set labeller=keywords."
+            )

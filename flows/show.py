@@ -44,7 +44,8 @@ def show_plan(console: Console, config: PipelineConfig, planned: list[Planned], 
         parts.append(f"~{quantity(stored)}B stored" + (f" ({quantity(free)}B free)" if free is not None else ""))
     if needs.training_flop is not None:
         parts.append(f"training {quantity(needs.training_flop)}FLOP")
-    parts.append(f"Claude at most ${needs.dollars:.2f}" if needs.dollars else "no paid service")
+    dollars = sum(needs.dollars.values())
+    parts.append(f"Claude at most ${dollars:.2f}" if dollars else "no paid service")
     console.print("needs " + ", ".join(parts), highlight=False, soft_wrap=True)
 
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import Task, get_run_logger
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture, wait
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from flows.events import Event, Stopped, publish, stopping
 from tasks.artifacts import Artifact, Built, Spec, Stage, Store
@@ -47,14 +48,14 @@ class PrefectDo:
         self._shards = shards
         self._only = only
         self._needed = needed
-        self._single: dict[str, PrefectFuture[Artifact]] = {}
-        self._latest: PrefectFuture[Artifact] | None = None
+        self._single: dict[str, PrefectFuture[Any]] = {}
+        self._latest: PrefectFuture[Any] | None = None
         self._errors: dict[tuple[str, int | None], BaseException] = {}  # what really happened, in order
 
     def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Any:
         if stage.name not in self._needed:
             return None
-        carried = task(
+        carried = Task(
             self._in_task(stage, spec, shard), name=stage.name, cache_policy=NO_CACHE, persist_result=False,
             task_run_name=stage.name if shard is None else f"{stage.name} {shard + 1} of {self._shards}",
         )  # fmt: skip
@@ -67,7 +68,7 @@ class PrefectDo:
 
     def window(self, count: int, chain: Callable[[int], Any]) -> list[Any]:
         """Depth first: shard i is archived before shard i + window is captured. A failed shard stops no other."""
-        in_flight: collections.deque[PrefectFuture[Artifact]] = collections.deque()
+        in_flight: collections.deque[PrefectFuture[Any]] = collections.deque()
         chains = []
         for i in range(count):
             chains.append(chain(i))

@@ -120,7 +120,8 @@ def _on_text(
         sites=(index["site"],), bos=described["bos"], drop_bos=not described["bos_stored"],
         max_tokens=described["max_tokens"],
     )  # fmt: skip
-    prompts, skipped, _ = tokenise(load_tokenizer(model), _held_out_texts(spec, corpus, index), capture)
+    texts = _held_out_texts(spec, corpus, index)
+    prompts, skipped, _ = tokenise(load_tokenizer(model), texts, capture, capture.max_tokens)
     device = next(sae.parameters()).device
     language_model = load_model(model, device=device)
     sums: list[Tensor] = []
