@@ -1,7 +1,8 @@
 """A pool of long-lived Ray actors: each holds something costly (a model) once and works on one piece after another.
 
-Made by `Cluster.actors`. Actors start when there is work for them. One that dies is replaced and its piece of work done
-again, at most `RETRIES` times; an exception of the work itself is raised here as it was there.
+Made by `Cluster.actors`. Actors start when there is work for them and end when there was none for a while, so that the
+stages after have the memory and the GPUs. One that dies is replaced and its piece of work done again, at most `RETRIES`
+times; an exception of the work itself is raised here as it was there.
 """
 
 import queue
@@ -15,6 +16,7 @@ Result = TypeVar("Result")
 
 RETRIES = 2  # after the first attempt
 PLACE_SECONDS = 600.0  # a cluster that grows on demand needs minutes for a machine; loading a model is not counted
+IDLE_SECONDS = 20.0  # a model stays loaded for this long after the last work
 STREAM_AHEAD = 2  # objects an actor may be ahead of its reader: bounds memory on both sides
 
 
@@ -52,6 +54,8 @@ class Pool:
         self._living: set[Any] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._working = 0  # pieces of work that have an actor or wait for one
+        self._rest: threading.Timer | None = None
 
     def submit(self, method: str, *args: Any) -> Any:
         """The result of `method(*args)` on an idle actor; waits for one."""
@@ -75,11 +79,41 @@ class Pool:
         """Ends the actors, working or not."""
         with self._lock:
             self._closed = True
+            if self._rest:
+                self._rest.cancel()
             living, self._living = self._living, set()
         for actor in living:
             _kill(actor)
 
     def _with_actor(self, work: Callable[[Any], Result]) -> Result:
+        with self._lock:
+            self._working += 1
+            if self._rest:
+                self._rest.cancel()
+        try:
+            return self._try(work)
+        finally:
+            with self._lock:
+                self._working -= 1
+                if not self._working and not self._closed:
+                    self._rest = threading.Timer(IDLE_SECONDS, self._end_idle)
+                    self._rest.daemon = True
+                    self._rest.start()
+
+    def _end_idle(self) -> None:
+        """Ends the actors when there is still no work; their places stay."""
+        with self._lock:
+            if self._working or self._closed:
+                return
+            for _ in range(self._idle.qsize()):
+                self._idle.get_nowait()
+            for _ in range(self._count):
+                self._idle.put(None)
+            living, self._living = self._living, set()
+        for actor in living:
+            _kill(actor)
+
+    def _try(self, work: Callable[[Any], Result]) -> Result:
         from ray.exceptions import RayActorError
 
         deaths = 0

@@ -39,6 +39,7 @@ Result = TypeVar("Result")
 
 REACH_SECONDS = 5.0  # how long an address may take to answer before it counts as wrong
 TASK_RETRIES = 2
+START_ATTEMPTS = 3  # Ray gives its parts 30 s to start, which is too little while the machine is busy
 OBJECT_STORE_BYTES = (128 << 20, 512 << 20)  # we pass chunks of some MiB; files carry the rest
 
 # One token for the process: Ray keeps the first it has read, also for a later cluster of the same process.
@@ -155,21 +156,26 @@ def shutdown() -> None:
 
 def _start(runtime: Runtime) -> Cluster:
     guard.protect()
-    folder = _folder()
-    os.environ.update(_environment(folder))
-    import ray
+    for attempt in range(1, START_ATTEMPTS + 1):
+        folder = _folder()
+        os.environ.update(_environment(folder))
+        import ray
 
-    try:
-        with _free_agent_port():
-            context = ray.init(
-                address="local", _temp_dir=str(folder), _node_ip_address="127.0.0.1", dashboard_host="127.0.0.1",
-                include_dashboard=True, log_to_driver=False, logging_level="ERROR", object_store_memory=_object_store(),
-                # Training's ranks must all run at once, whatever the machine; capture actors ask for no CPU.
-                num_cpus=max(os.cpu_count() or 1, runtime.train_workers + 1),
-            )
-    except Exception as error:
-        ray.shutdown()
-        raise ClusterError(f"A local Ray could not be started ({error}). Its logs were in {folder}.") from error
+        try:
+            with _free_agent_port():
+                context = ray.init(
+                    address="local", _temp_dir=str(folder), _node_ip_address="127.0.0.1", dashboard_host="127.0.0.1",
+                    include_dashboard=True, log_to_driver=False, logging_level="ERROR",
+                    object_store_memory=_object_store(),
+                    # Training's ranks must all run at once, whatever the machine; capture actors ask for no CPU.
+                    num_cpus=max(os.cpu_count() or 1, runtime.train_workers + 1),
+                )
+            break
+        except Exception as error:
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise ClusterError(f"A local Ray could not be started ({error}). Its logs were in {folder}.") from error
+            logging.getLogger(__name__).warning("Ray did not start (%s); trying again.", error)
     address, dashboard = context.address_info["address"], f"http://{context.address_info['webui_url']}"
     # Where a job's supervisor looks for its own cluster; without it, it takes whichever it finds on the machine.
     (folder / "ray_current_cluster").write_text(address)

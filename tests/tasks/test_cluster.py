@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks import actors, guard
 from tasks import cluster as module
-from tasks import guard
 from tasks.cluster import Cluster
 from tasks.errors import ClusterError, InputError
 from tasks.runtime import Runtime
@@ -69,6 +69,18 @@ def test_actors_are_kept_between_calls_and_started_anew_after_closing(ray_cluste
     assert ray_cluster.actors("kept", Worker, 1, count=2).submit("add", 1) == first
     ray_cluster.close_actors()
     assert ray_cluster.actors("kept", Worker, 1, count=2).submit("add", 1)[1] != first[1]
+    ray_cluster.close_actors()
+
+
+def test_actors_without_work_end_and_start_again(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "IDLE_SECONDS", 0.2)
+    pool = ray_cluster.actors("resting", Worker, 1, count=1)
+    _, pid = pool.submit("add", 1)
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
+    assert pool.submit("add", 1)[0] == 2
     ray_cluster.close_actors()
 
 
