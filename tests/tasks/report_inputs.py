@@ -61,7 +61,7 @@ def report_inputs(store, latents=40):
     for latent in range(last):
         words = [" a", f" word{latent}", " sub", "word", "\n", " end"]
         examples.append(example(latent, "top", 1, words, 3, 4.0 + latent, word=(2, 4)))
-        examples.append(example(latent, "top", 2, [HOSTILE, " and", " more"], 0, 3.0))
+        examples.append(example(latent, "top", 2, [HOSTILE, " and", HOSTILE], 0, 3.0))
         examples.append(example(latent, "label_positive", 2, [" é", " 漢", "字 "], 1, 1.5))
         examples.append(example(latent, "score_positive", 3, [" never", " shown", " here"], 1, 1.5))
     nothing = {"latent": pa.array(range(latents), pa.int32())}
@@ -85,7 +85,7 @@ def report_inputs(store, latents=40):
     spread = {"low": [s and s - 0.05 for s in scores], "high": [s and s + 0.05 for s in scores]}
     status = ["scored" if ok else "too few" for ok in scored]
     return {
-        "model": given(store, "model", {"config.json": {}}, {"source": f"/somewhere/{HOSTILE}", "layers": 2}),
+        "model": given(store, "model", {"config.json": {}}, {"source": "/somewhere/<img src=x onerror=window.broken=1>", "layers": 2}),
         "corpus": given(store, "corpus", {"rows.json": []}, {"rows": 4, "documents": 2}),
         "archives": [given(store, "archive", {"shard.tar.gz": b""})],
         "rows": given(store, "preprocess", {"index.json": {}}),
