@@ -91,6 +91,7 @@ class Collection:
 
     @property
     def n_latents(self) -> int:
+        """Number of latents, those that never fire included."""
         return len(self.count)
 
 

@@ -84,8 +84,9 @@ def report_inputs(store, latents=40):
     history = {"step": list(range(50)), "loss": [100 / (step + 1) for step in range(50)], "fvu": [0.5] * 49 + [None]}
     spread = {"low": [s and s - 0.05 for s in scores], "high": [s and s + 0.05 for s in scores]}
     status = ["scored" if ok else "too few" for ok in scored]
+    source = "/somewhere/<img src=x onerror=window.broken=1>"
     return {
-        "model": given(store, "model", {"config.json": {}}, {"source": "/somewhere/<img src=x onerror=window.broken=1>", "layers": 2}),
+        "model": given(store, "model", {"config.json": {}}, {"source": source, "layers": 2}),
         "corpus": given(store, "corpus", {"rows.json": []}, {"rows": 4, "documents": 2}),
         "archives": [given(store, "archive", {"shard.tar.gz": b""})],
         "rows": given(store, "preprocess", {"index.json": {}}),
