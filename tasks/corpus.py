@@ -45,41 +45,66 @@ class CorpusSpec(Spec):
         None,
         description="File, folder, glob or URL of .txt, .jsonl or .parquet, or a data set's name on the hub; "
         "empty takes the text CPython carries.",
+        title="Text",
         json_schema_extra={"position": 0},
     )
     column: str = Field(
-        "text", description="Column that holds the text, of .jsonl and .parquet.", json_schema_extra={"position": 1}
+        "text",
+        description="Column that holds the text, of .jsonl and .parquet.",
+        title="Column",
+        json_schema_extra={"position": 1},
     )
     unit: Unit = Field(
         "sentence",
         description="What a row is: a sentence, a paragraph (between blank lines), or a whole document.",
+        title="Row",
         json_schema_extra={"position": 2},
     )
     max_rows: int | None = Field(
-        None, ge=1, description="Stop after so many rows; empty takes all.", json_schema_extra={"position": 3}
+        None,
+        ge=1,
+        description="Stop after so many rows; empty takes all.",
+        title="Most rows",
+        json_schema_extra={"position": 3},
     )
     min_characters: int = Field(
-        1, ge=1, description="Rows with fewer characters are left out.", json_schema_extra={"position": 4}
+        1,
+        ge=1,
+        description="Rows with fewer characters are left out.",
+        title="Fewest characters",
+        json_schema_extra={"position": 4},
     )
     max_characters: int = Field(
-        20_000, ge=1, description="Rows with more characters are left out.", json_schema_extra={"position": 5}
+        20_000,
+        ge=1,
+        description="Rows with more characters are left out.",
+        title="Most characters",
+        json_schema_extra={"position": 5},
     )
     deduplicate: bool = Field(
-        False, description="Leave out rows that came before, letter by letter.", json_schema_extra={"position": 6}
+        False,
+        description="Leave out rows that came before, letter by letter.",
+        title="Drop repeated rows",
+        json_schema_extra={"position": 6},
     )
     invalid: Literal["error", "skip"] = Field(
         "error",
         description="A row that is not UTF-8 (or, in .jsonl, not JSON) ends the run, or is left out and counted.",
+        title="Invalid rows",
         json_schema_extra={"position": 7},
     )
 
     subset: str | None = Field(
-        None, description="Configuration of a hub data set; empty takes its default.", json_schema_extra={"position": 8}
+        None,
+        description="Configuration of a hub data set; empty takes its default.",
+        title="Subset",
+        json_schema_extra={"position": 8},
     )
-    part: str = Field("train", description="Split of a hub data set.", json_schema_extra={"position": 9})
+    part: str = Field("train", description="Split of a hub data set.", title="Split", json_schema_extra={"position": 9})
     revision: str | None = Field(
         None,
         description="Branch, tag or commit of a hub data set; empty takes main.",
+        title="Revision",
         json_schema_extra={"position": 10},
     )
 

@@ -35,38 +35,56 @@ class LanguageModelSpec(Spec):
     """Shape and training of the demo's model."""
 
     vocabulary: int = Field(
-        2048, ge=300, description="Tokens, 256 bytes and the begin token among them.", json_schema_extra={"position": 0}
+        2048,
+        ge=300,
+        description="Tokens, 256 bytes and the begin token among them.",
+        title="Vocabulary",
+        json_schema_extra={"position": 0},
     )
-    d_model: int = Field(128, ge=8, description="Width of the residual stream.", json_schema_extra={"position": 1})
-    layers: int = Field(3, ge=1, description="Decoder layers.", json_schema_extra={"position": 2})
-    heads: int = Field(4, ge=1, description="Attention heads; must divide d_model.", json_schema_extra={"position": 3})
-    d_mlp: int = Field(384, ge=8, description="Width of the MLP.", json_schema_extra={"position": 4})
+    d_model: int = Field(
+        128, ge=8, description="Width of the residual stream.", title="Width", json_schema_extra={"position": 1}
+    )
+    layers: int = Field(3, ge=1, description="Decoder layers.", title="Layers", json_schema_extra={"position": 2})
+    heads: int = Field(
+        4, ge=1, description="Attention heads; must divide d_model.", title="Heads", json_schema_extra={"position": 3}
+    )
+    d_mlp: int = Field(384, ge=8, description="Width of the MLP.", title="MLP width", json_schema_extra={"position": 4})
     context: int = Field(
         64,
         ge=8,
         description="Tokens of one training window, and the longest input it is made for.",
+        title="Context",
         json_schema_extra={"position": 5},
     )
-    batch: int = Field(16, ge=1, description="Windows per step.", json_schema_extra={"position": 6})
+    batch: int = Field(
+        16, ge=1, description="Windows per step.", title="Windows per step", json_schema_extra={"position": 6}
+    )
     steps: int = Field(
         800,
         ge=1,
         description="Optimizer steps; 16 windows of 64 tokens take 0.06 s on two threads.",
+        title="Steps",
         json_schema_extra={"position": 7},
     )
     learning_rate: float = Field(
         1.2e-2,
         gt=0,
         description="AdamW's highest rate; it falls linearly to 2% of it.",
+        title="Learning rate",
         json_schema_extra={"position": 8},
     )
     seed: int = Field(
-        0, ge=0, description="Decides initial weights and the order of windows.", json_schema_extra={"position": 9}
+        0,
+        ge=0,
+        description="Decides initial weights and the order of windows.",
+        title="Seed",
+        json_schema_extra={"position": 9},
     )
     threads: int = Field(
         2,
         ge=1,
         description="CPU threads; another number can change the last bits of the weights, so it is hashed.",
+        title="Threads",
         json_schema_extra={"position": 10},
     )
 

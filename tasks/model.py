@@ -38,16 +38,19 @@ class ModelSpec(Spec):
     path: str | None = Field(
         None,
         description="Local folder in Hugging Face format or a name on the hub; empty trains the demo's own model.",
+        title="Model",
         json_schema_extra={"position": 0},
     )
     revision: str | None = Field(
         None,
         description="Branch, tag or commit of a hub name; empty takes main.",
+        title="Revision",
         json_schema_extra={"position": 1},
     )
     demo: LanguageModelSpec = Field(
         default_factory=LanguageModelSpec,
         description="Shape and training of the demo's model; without effect when a path is given.",
+        title="Demo's model",
         json_schema_extra={"position": 2},
     )
 
