@@ -1,0 +1,1 @@
+"""Presets and deployments: data that flows read."""

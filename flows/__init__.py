@@ -1,0 +1,1 @@
+"""Wiring: the pipeline, its form, Prefect, and the command line."""

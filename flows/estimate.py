@@ -17,7 +17,7 @@ from tasks.settings import settings
 
 BYTES_PER_TOKEN = 4.0
 ARCHIVED_SHARE = 0.7
-DEMO_TEXT_BYTES = 2_500_000
+DEMO_TEXT_BYTES = 2_000_000
 
 
 @dataclass(frozen=True)

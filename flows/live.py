@@ -63,7 +63,7 @@ class Row:
         total: dict[str, Any] = {}
         for summary in summaries:
             for name, value in summary.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
+                if isinstance(value, int | float) and not isinstance(value, bool) and name != "d":  # a width is no amount
                     total[name] = total.get(name, 0) + value
         return total
 

@@ -1,0 +1,1 @@
+"""Stages, one module each, and what they stand on; no Prefect here."""

@@ -106,7 +106,8 @@ def tokenise(
         raise InputError("capture.bos is 'add', but the model's tokenizer has no BOS token; set capture.bos=none.")
     prompts, cut = [], 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        for row in tokenizer(texts[start : start + TEXTS_AT_ONCE], add_special_tokens=False)["input_ids"]:
+        some = texts[start : start + TEXTS_AT_ONCE]
+        for row in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
             if spec.bos == "add" and row[:1] != [bos]:
                 row = [bos, *row]
             cut += len(row) > longest

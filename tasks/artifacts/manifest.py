@@ -82,8 +82,8 @@ class Manifest(BaseModel):
         }
 
     def to_json(self) -> str:
-        """The text that is written: indented, for people who open it."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, sort_keys=True)
+        """The text that is written: indented, for people who open it; a summary keeps its stage's order."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
 
 
 def content_digest(files: list[DataFile]) -> str:
