@@ -63,8 +63,8 @@ class Row:
         total: dict[str, Any] = {}
         for summary in summaries:
             for name, value in summary.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and name != "d":  # a width is no amount
-                    total[name] = total.get(name, 0) + value
+                if name != "d" and isinstance(value, int | float) and not isinstance(value, bool):
+                    total[name] = total.get(name, 0) + value  # rows and bytes add up, the width d does not
         return total
 
 
