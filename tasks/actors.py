@@ -7,6 +7,7 @@ times; an exception of the work itself is raised here as it was there.
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 RETRIES = 2  # after the first attempt
 PLACE_SECONDS = 600.0  # a cluster that grows on demand needs minutes for a machine; loading a model is not counted
 IDLE_SECONDS = 20.0  # a model stays loaded for this long after the last work
-STREAM_AHEAD = 2  # objects an actor may be ahead of its reader: bounds memory on both sides
+STREAM_AHEAD = 2  # items an actor may be ahead of its reader: bounds memory on both sides
 
 
 class _NoPlace(Exception):
@@ -36,8 +37,15 @@ class _Host:
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
         return getattr(self.held, method)(*args)
 
-    def stream(self, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
-        yield from getattr(self.held, method)(*args)
+    def open(self, method: str, args: tuple[Any, ...]) -> None:
+        """Begins a stream; one that was not read to its end is forgotten."""
+        self.items = getattr(self.held, method)(*args)
+
+    def next(self) -> tuple[Any, ...]:
+        """The stream's next item, alone in a tuple, or () at its end."""
+        for item in self.items:
+            return (item,)
+        return ()
 
 
 class Pool:
@@ -53,7 +61,7 @@ class Pool:
             self._idle.put(None)
         self._living: set[Any] = set()
         self._lock = threading.Lock()
-        self._closed = False
+        self.closed = False
         self._working = 0  # pieces of work that have an actor or wait for one
         self._rest: threading.Timer | None = None
 
@@ -62,23 +70,17 @@ class Pool:
         return self._with_actor(lambda actor: get(actor.call.remote(method, args)))
 
     def stream(self, method: str, *args: Any, receive: Callable[[Iterator[Any]], Result]) -> Result:
-        """`receive` of what the generator `method(*args)` yields, while it runs: for progress, and data in chunks.
+        """`receive` of what the generator `method(*args)` yields, while it runs: for progress, and data in pieces.
 
         When the actor dies, `receive` is called anew with a fresh iterator, so it must start over. The actor stays at
-        most two yields ahead of its reader.
+        most `STREAM_AHEAD` items ahead of its reader.
         """
-
-        def attempt(actor: Any) -> Result:
-            options = {"num_returns": "streaming", "_generator_backpressure_num_objects": STREAM_AHEAD}
-            references = actor.stream.options(**options).remote(method, args)
-            return receive(get(reference) for reference in references)
-
-        return self._with_actor(attempt)
+        return self._with_actor(lambda actor: receive(_items(actor, method, args)))
 
     def close(self) -> None:
         """Ends the actors, working or not."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             if self._rest:
                 self._rest.cancel()
             living, self._living = self._living, set()
@@ -95,7 +97,7 @@ class Pool:
         finally:
             with self._lock:
                 self._working -= 1
-                if not self._working and not self._closed:
+                if not self._working and not self.closed:
                     self._rest = threading.Timer(IDLE_SECONDS, self._end_idle)
                     self._rest.daemon = True
                     self._rest.start()
@@ -103,7 +105,7 @@ class Pool:
     def _end_idle(self) -> None:
         """Ends the actors when there is still no work; their places stay."""
         with self._lock:
-            if self._working or self._closed:
+            if self._working or self.closed:
                 return
             for _ in range(self._idle.qsize()):
                 self._idle.get_nowait()
@@ -124,22 +126,17 @@ class Pool:
                 actor = actor or self._start()
                 result = work(actor)
             except _NoPlace as error:
-                place_is_left = self._give_up_place()
+                place_is_left = not self._give_up_place()
                 if place_is_left:
                     raise ClusterError(str(error)) from error
             except RayActorError as error:
                 self._discard(actor)
                 actor, deaths = None, deaths + 1
-                if deaths > RETRIES and not self._closed:
+                if deaths > RETRIES and not self.closed:
                     raise ClusterError(
                         f"A {self.name} actor died {deaths} times over the same piece of work ({_cause(error)}). "
                         "If it ran out of memory, use fewer or smaller workers (runtime.capture_workers)."
                     ) from error
-            except BaseException:
-                # Its state is not known now, and it may still be working on what nobody reads.
-                self._discard(actor)
-                actor = None
-                raise
             else:
                 return result
             finally:
@@ -152,7 +149,7 @@ class Pool:
         from ray.exceptions import GetTimeoutError
 
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise ClusterError(f"The {self.name} actors were closed; the work that wanted one was not done.")
             actor = ray.remote(max_restarts=0, **self._resources)(_Host).remote()
             self._living.add(actor)
@@ -171,18 +168,27 @@ class Pool:
         return actor
 
     def _give_up_place(self) -> bool:
-        """After a machine was lost the others go on; False when this place is gone, True when it is the last one."""
+        """After a machine was lost the others go on: True, and one place less. False when there is no other actor."""
         with self._lock:
-            if self._count > 1:
-                self._count -= 1
-                return False
-            return True
+            others = bool(self._living)
+            self._count -= others
+            return others
 
     def _discard(self, actor: Any) -> None:
         if actor is not None:
             with self._lock:
                 self._living.discard(actor)
             _kill(actor)
+
+
+def _items(actor: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+    """Plain calls, one per item, made ahead: Ray's own streaming cannot be used through a ray:// address."""
+    opened = actor.open.remote(method, args)
+    ahead = deque(actor.next.remote() for _ in range(STREAM_AHEAD))
+    get(opened)
+    while item := get(ahead.popleft()):
+        ahead.append(actor.next.remote())
+        yield item[0]
 
 
 def get(reference: Any, timeout: float | None = None) -> Any:

@@ -88,7 +88,7 @@ class Cluster:
         want, and they must not wait for ever; an attached one is, so that Ray finds them a place (or adds a machine).
         """
         with self._lock:
-            if name not in self._pools:
+            if name not in self._pools or self._pools[name].closed:
                 resources = {"num_cpus": 0 if self.embedded else cpus, "num_gpus": gpus}
                 self._pools[name] = Pool(name, factory, args, count, resources)
             return self._pools[name]

@@ -247,3 +247,13 @@ def test_a_killed_run_leaves_nothing_and_another_run_goes_on(ray_cluster: Cluste
     assert not alive
     assert not folder.exists()
     assert list(ray_cluster.map(lambda i: i + 1, [1], in_flight=1)) == [2]
+
+
+def test_no_place_for_an_actor_is_an_error_and_not_a_wait(
+    ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "PLACE_SECONDS", 1.0)
+    pool = ray_cluster.actors("homeless", Worker, 1, count=2, gpus=1000)
+    with pytest.raises(ClusterError, match="no place for a homeless actor .* 'num_gpus': 1000"):
+        pool.submit("add", 1)
+    ray_cluster.close_actors()
