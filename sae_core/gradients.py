@@ -24,9 +24,6 @@ from torch.nn import functional as F
 from sae_core.sae import TopKSAE
 from sae_core.topk import top_k, top_k_indices
 
-GATHER_ELEMENTS = 1 << 20  # decoder rows gathered at once: 4 MiB of fp32, which stays in the cache
-DENSE_BELOW = 48  # n / k under which one dense matmul beats gathering k rows (measured: tests/benchmarks/NOTES.md)
-
 
 @dataclass(frozen=True)
 class Gradients:
@@ -71,12 +68,16 @@ def gradients(
     centred_BD = x_BD - sae.b_pre
     pre_BN = torch.addmm(sae.b_enc, centred_BD, sae.W_enc.t())
     values_BK, indices_BK = top_k(pre_BN, sae.config.k)
-    values_BK = values_BK.relu_()
-    error_BD = sae.decode_normalised(values_BK, indices_BK) - x_BD
+    values_BK = values_BK.relu_().requires_grad_()
+    with torch.enable_grad():
+        decoded_BD = F.embedding_bag(indices_BK, sae.W_dec.detach(), per_sample_weights=values_BK, mode="sum")
+    error_BD = decoded_BD.detach() + sae.b_pre - x_BD
     upstream_BD = error_BD * (2 / (rows * variance))
 
-    d_values_BK = _sampled_products(sae.W_dec, upstream_BD, indices_BK)
-    d_values_BK *= values_BK > 0
+    # The one thing taken from autograd: its kernel for W_dec[i] . g[b] at chosen (b, i) gathers nothing (10x faster).
+    (d_values_BK,) = torch.autograd.grad(decoded_BD, values_BK, upstream_BD)
+    values_BK = values_BK.detach()
+    d_values_BK = d_values_BK * (values_BK > 0)
     bags = _Bags(indices_BK, n)
     small = torch.zeros(2 * n + d + 3, dtype=x_BD.dtype, device=x_BD.device)
     result = Gradients(bags.sum(centred_BD, d_values_BK), bags.sum(upstream_BD, values_BK), small)
@@ -90,17 +91,6 @@ def gradients(
         result.sums[1] = squared_error / variance
     result.b_pre.copy_(upstream_BD.sum(0) - result.b_enc @ sae.W_enc)
     return result
-
-
-def _sampled_products(W_ND: Tensor, g_BD: Tensor, indices_BK: Tensor) -> Tensor:
-    """The products W[i] . g[b] for the chosen latents i of each row b, (B, K)."""
-    n, d = W_ND.shape
-    k = indices_BK.shape[1]
-    if n < DENSE_BELOW * k:
-        return (g_BD @ W_ND.t()).gather(1, indices_BK)
-    tile = max(1, GATHER_ELEMENTS // (k * d))
-    parts = zip(g_BD.split(tile), indices_BK.split(tile), strict=True)
-    return torch.cat([torch.bmm(W_ND[index_bK], g_bD.unsqueeze(2)).squeeze(2) for g_bD, index_bK in parts])
 
 
 class _Bags:

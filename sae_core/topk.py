@@ -33,12 +33,12 @@ def top_k_indices(pre_BN: Tensor, k: int) -> Tensor:
     width = chunk_width(n, k)
     if width is None:
         return pre_BN.topk(k, dim=1, sorted=False).indices
-    chunks_BCW = pre_BN.view(rows, n // width, width)
-    chunk_BK = chunks_BCW.amax(dim=2).topk(k, dim=1, sorted=False).indices
-    candidates_BKW = chunks_BCW.gather(1, chunk_BK.unsqueeze(2).expand(rows, k, width))
-    place_BK = candidates_BKW.view(rows, k * width).topk(k, dim=1, sorted=False).indices
-    chunk_of_place_BK = chunk_BK.gather(1, place_BK // width)
-    return chunk_of_place_BK * width + place_BK % width
+    # Chunk c holds the latents c, c + C, c + 2C, ...: maxima over a strided view run along memory.
+    chunks_BWC = pre_BN.view(rows, width, n // width)
+    chunk_BK = chunks_BWC.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    candidates_BWK = chunks_BWC.gather(2, chunk_BK.unsqueeze(1).expand(rows, width, k))
+    place_BK = candidates_BWK.view(rows, width * k).topk(k, dim=1, sorted=False).indices
+    return place_BK // k * (n // width) + chunk_BK.gather(1, place_BK % k)
 
 
 def top_k(pre_BN: Tensor, k: int) -> tuple[Tensor, Tensor]:
