@@ -254,6 +254,6 @@ def test_no_place_for_an_actor_is_an_error_and_not_a_wait(
 ) -> None:
     monkeypatch.setattr(actors, "PLACE_SECONDS", 1.0)
     pool = ray_cluster.actors("homeless", Worker, 1, count=2, gpus=1000)
-    with pytest.raises(ClusterError, match="no place for a homeless actor .* 'num_gpus': 1000"):
+    with pytest.raises(ClusterError, match=r"no place for a homeless actor .* 'num_gpus': 1000"):
         pool.submit("add", 1)
     ray_cluster.close_actors()
