@@ -165,7 +165,8 @@ def _lay_over(values: dict[str, Any], setting: str) -> None:
     try:
         values[name] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError(f"--set {key} has the value {text!r}, which is not readable as YAML: {error}.") from error
+        reason = " ".join(str(error).split())
+        raise SpecError(f"--set {key} has the value {text!r}, which is not readable as YAML: {reason}.") from error
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -90,7 +90,7 @@ class LocalFiles:
     def upload(self, source: Path, path: str) -> None:
         target = self.root / path
         with _said(self.url):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             shutil.copyfile(source, target)
             fsync(target)
 
@@ -130,7 +130,7 @@ class LocalFiles:
         target = self.root / path
         temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         with _said(self.url):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(target.parent)
             try:
                 temporary.write_bytes(data)
                 fsync(temporary)
@@ -234,6 +234,16 @@ def open_files(url: str) -> Files:
     if "://" not in url or url.startswith("file://"):
         return LocalFiles(Path(url.removeprefix("file://")))
     return RemoteFiles(url)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder of a local store; what is in the way (a file, a pseudo file system) is told."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise StoreError(
+            f"The store folder {folder} cannot be made ({error.strerror}); choose another --store."
+        ) from error
 
 
 def fsync(path: Path) -> None:

@@ -21,8 +21,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_answers_without_loading_what_is_slow(tmp_path: Path) -> None:
-    script = f"import sys; from flows.cli import app; app(['plan', 'demo', '--store', {str(tmp_path)!r}], standalone_mode=False); "
-    script += f"sys.exit(' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+    script = "import sys; from flows.cli import app; "
+    script += f"app(['plan', 'demo', '--store', {str(tmp_path)!r}], standalone_mode=False); "
+    script += f"sys.exit(' '.join(name for name in {HEAVY!r} if name in sys.modules) or None)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, f"plan imported {done.stderr}"
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}

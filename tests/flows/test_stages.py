@@ -47,7 +47,9 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
-def do(store: Store, shards: int = 1, force: frozenset[str] = frozenset(), only: str | None = None, **how: Any) -> PrefectDo:
+def do(
+    store: Store, shards: int = 1, force: frozenset[str] = frozenset(), only: str | None = None, **how: Any
+) -> PrefectDo:
     needed = ALL if only is None else frozenset({"one", only})
     return PrefectDo(store, Runtime(**how), force, shards, only, needed)
 
@@ -119,7 +121,12 @@ def test_failed_shards_are_named_and_the_others_are_kept(tmp_path: Path) -> None
 
     def fan(failing: set[int]) -> None:
         go = do(store, shards=6, window=2)
-        go.window(6, lambda i: go(PACK, ToySpec(value=i), shard=i, part=go(PART, ToySpec(value=i, fail=i in failing), shard=i)))
+
+        def chain(i: int) -> Any:
+            part = go(PART, ToySpec(value=i, fail=i in failing), shard=i)
+            return go(PACK, ToySpec(value=i), shard=i, part=part)
+
+        go.window(6, chain)
 
     with pytest.raises(ShardsFailed) as caught:
         flow(fan, validate_parameters=False)({1, 4})

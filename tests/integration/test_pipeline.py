@@ -1,92 +1,14 @@
 """The whole way as a person runs it: the installed command, real Prefect, Ray and S3; killed, stopped and gone on."""
 
-import contextlib
-import json
-import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-TINY = str(Path(__file__).with_name("tiny.yaml"))
-STAGES = "model corpus capture archive preprocess train evaluate examples label score report".split()
-RUN_SECONDS = 600
-
-
-def command(*arguments: str) -> list[str]:
-    return [str(Path(sys.executable).with_name("saeflow")), *arguments]
-
-
-def run(store: str, json_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("run", TINY, "--store", store, "--json", str(json_file), *arguments),
-        capture_output=True, text=True, timeout=RUN_SECONDS,
-    )  # fmt: skip
-
-
-def stages(json_file: Path) -> dict[str, dict[str, Any]]:
-    content = json.loads(json_file.read_text())
-    assert content["schema"] == 1
-    return {entry["stage"]: entry for entry in content["stages"]}
-
-
-def digests(json_file: Path) -> dict[str, str]:
-    return {name: entry["digest"] for name, entry in stages(json_file).items()}
-
-
-@contextlib.contextmanager
-def started(store: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a session of its own; whatever the test does, it does not outlive it."""
-    with log.open("wb") as out:
-        arguments = command("run", TINY, "--store", store)
-        process = subprocess.Popen(arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + RUN_SECONDS
-    while not what():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
-
-
-def marked_processes() -> list[str]:
-    """Command lines of everything that carries the mark of a run (tasks/guard.py) of this test's home."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            environment = process.environ()
-            if "SAEFLOW_RUN" in environment and environment.get("HOME") == os.environ["HOME"]:
-                found.append(" ".join(process.cmdline())[:120])
-    return found
-
-
-def nothing_is_left() -> None:
-    until = time.monotonic() + 20
-    while marked_processes():
-        assert time.monotonic() < until, marked_processes()
-        time.sleep(0.2)
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(store, result) of one undisturbed run on a local folder."""
-    folder = tmp_path_factory.mktemp("calm")
-    done = run(str(folder / "store"), folder / "first.json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "first.log").write_text(done.stdout)
-    return folder / "store", folder / "first.json"
+from tests.integration.commands import STAGES, TINY, command, digests, nothing_is_left, run, stages, started, wait_for
 
 
 def test_the_whole_way_is_built_and_said(calm: tuple[Path, Path]) -> None:

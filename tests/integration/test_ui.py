@@ -1,0 +1,120 @@
+"""`saeflow ui` as a person meets it: server, deployed demo, form, Quick run, and runs of other terminals."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.commands import command, nothing_is_left, run
+
+START_SECONDS = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(what: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            found = what()
+            if found:
+                return found
+        assert time.monotonic() < until, "it never came true"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory, calm: tuple[Path, Path]) -> Iterator[str]:
+    """The URL of a running `saeflow ui` on the store of the undisturbed run."""
+    folder = tmp_path_factory.mktemp("ui")
+    port, log = free_port(), folder / "ui.log"
+    environment = os.environ | {"SAEFLOW_CACHE": str(folder / "cache"), "PREFECT_HOME": str(folder / "prefect")}
+    arguments = command("ui", "--port", str(port), "--no-browser", "--store", str(calm[0]))
+    with log.open("wb") as out:
+        process = subprocess.Popen(arguments, env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        eventually(lambda: "Ctrl-C ends" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    nothing_is_left()
+
+
+@pytest.fixture
+def beside(ui: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The environment of another terminal of the same person."""
+    folder = next(path for path in tmp_path_factory.getbasetemp().glob("ui*") if (path / "cache").is_dir())
+    monkeypatch.setenv("SAEFLOW_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("PREFECT_HOME", str(folder / "prefect"))
+    return ui
+
+
+def flow_runs(ui: str) -> list[dict[str, Any]]:
+    return httpx.post(f"{ui}/api/flow_runs/filter", json={"sort": "START_TIME_DESC"}).raise_for_status().json()
+
+
+def test_a_run_in_another_terminal_appears_there(beside: str, calm: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run(str(calm[0]), tmp_path / "again.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"prefect {beside}/api" in done.stdout
+    found = next(entry for entry in flow_runs(beside) if entry["name"].startswith("tiny "))
+    assert found["name"] == "tiny demo-model resid_post.1 n=128 k=4"
+    assert found["state_name"] == "Completed"
+    query = {"flow_runs": {"id": {"any_": [found["id"]]}}}
+    tasks = httpx.post(f"{beside}/api/task_runs/filter", json=query | {"limit": 100}).raise_for_status().json()
+    assert {task["state_name"] for task in tasks} == {"Cached"}
+    assert {"train", "capture 1 of 4", "archive 4 of 4"} <= {task["name"] for task in tasks}
+    artifacts = httpx.post(f"{beside}/api/artifacts/filter", json=query).raise_for_status().json()
+    assert {artifact["key"] for artifact in artifacts} >= {"report", "figures"}
+
+
+@pytest.mark.browser
+def test_the_form_is_readable_and_quick_run_runs(beside: str, browser_page: Any, tmp_path: Path) -> None:
+    page = browser_page
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    page.goto(f"{beside}/deployments")
+    page.get_by_text("demo", exact=True).first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    page.get_by_text("The language model to look into").first.wait_for(timeout=30_000)
+    page.screenshot(path=str(tmp_path / "form.png"), full_page=True)
+    page.goto(f"{beside}/deployments")
+    page.get_by_text("demo", exact=True).first.click()
+    before = {entry["id"] for entry in flow_runs(beside)}
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Quick run").click()
+    new = eventually(lambda: [entry for entry in flow_runs(beside) if entry["id"] not in before])[0]
+
+    def state() -> dict[str, Any]:
+        return httpx.get(f"{beside}/api/flow_runs/{new['id']}").raise_for_status().json()
+
+    eventually(lambda: state()["state_type"] == "RUNNING")  # the worker has it; the whole demo would take minutes
+    assert eventually(lambda: state()["name"].startswith("demo demo-model"))
+    cancel = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{beside}/api/flow_runs/{new['id']}/set_state", json=cancel).raise_for_status()
+    eventually(lambda: state()["state_type"] == "CANCELLED")
+
+
+def test_a_second_ui_says_where_the_first_is(beside: str) -> None:
+    done = subprocess.run(command("ui", "--no-browser"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"A Prefect server runs already at {beside}/api" in done.stderr
+
+
