@@ -26,7 +26,7 @@ check: $(TESTS)  ## lint and types
 	$(BIN)/mypy sae_core tasks
 
 bench: $(TESTS)  ## speed against a floor measured in the same run
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.
 $(CORE): pyproject.toml constraints.txt install.py

@@ -1,0 +1,53 @@
+"""One training step on the CPU against one encoder matmul of the same shape, measured in turn around it."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from sae_core import SAEConfig, TopKSAE, Trainer, TrainerConfig
+
+THREADS = 2
+SHAPES = {  # name: rows, d, n, k
+    "train_step_cpu_d512_n8192_k32": (2048, 512, 8192, 32),
+    "train_step_cpu_d2048_n32768_k64": (1024, 2048, 32768, 64),
+    "train_step_cpu_d64_n1024_k16": (1024, 64, 1024, 16),
+}
+SECONDS = 20.0  # for each shape
+FEWEST = 5
+
+
+def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
+    """A row for each shape whose name contains `wanted`."""
+    torch.set_num_threads(THREADS)
+    for name, (rows, d, n, k) in SHAPES.items():
+        if wanted in name:
+            step, floor = _prepared(rows, d, n, k)
+            value, reference = in_turn(step, floor)
+            yield {"name": name, "value": value, "unit": "ms", "reference": reference, "ratio": value / reference}
+
+
+def in_turn(work: Callable[[], Any], floor: Callable[[], Any]) -> tuple[float, float]:
+    """Median milliseconds of both, taken alternately so that a busy machine slows both alike."""
+    for _ in range(2):
+        work()
+        floor()
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end or len(times[0]) < FEWEST:
+        for taken, call in zip(times, (work, floor), strict=True):
+            begin = time.perf_counter()
+            call()
+            taken.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _prepared(rows: int, d: int, n: int, k: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
+    config = TrainerConfig(batch_size=rows, steps=1_000_000, lr=1e-4, dead_after_rows=10_000_000)
+    trainer = Trainer(sae, config, variance=float(d))
+    x_BD = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
+    weight_DN = sae.W_enc.detach().clone().t()
+    return lambda: trainer.step(x_BD), lambda: x_BD @ weight_DN
