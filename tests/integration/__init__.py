@@ -1,0 +1,1 @@
+"""Several stages together, on real parts."""
