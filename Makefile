@@ -25,7 +25,7 @@ check: $(TESTS)  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy sae_core tasks
 
-bench: $(TESTS)  ## speed against a floor measured in the same run
+bench: $(TESTS)  ## speed against floors measured in the same run; ARGS for example '-k train_step'
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.

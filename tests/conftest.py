@@ -55,6 +55,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[HOME], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by the fixtures they use: `-m "not s3 and not browser"` leaves those out."""
+    for item in items:
+        for mark, fixture in (("s3", "swift"), ("browser", "chromium")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path) -> Iterator[None]:
     """Gives each test a store and caches of its own, and takes back what it did to the environment."""
