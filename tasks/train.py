@@ -146,7 +146,7 @@ def _run(spec: TrainSpec, out: Workspace, rows: Artifact) -> None:
         ray.job_client(),
         name=f"train-{out.key[:16]}",
         entrypoint=[ray.python, "-m", "tasks.train_job", out.progress.url],
-        environment=JOB_ENVIRONMENT,
+        environment=_environment(ray),
     )
     failure = job.run(follow)
     fault = out.progress.read_json(FAULT)
@@ -157,8 +157,12 @@ def _run(spec: TrainSpec, out: Workspace, rows: Artifact) -> None:
         raise StageFailed(f"The training job {job.submission_id} failed: {said} Run the same command again to go on.")
 
 
-# Ray Train looks at its workers every 2 s by default, at the start and the end of each training too.
-JOB_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
+def _environment(ray: "Cluster") -> dict[str, str]:
+    """For the job's driver, which hands it to Ray Train's processes."""
+    # Ray Train looks at its workers every 2 s otherwise, also at the start and the end of each training.
+    found = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_METRICS_ENABLED": "0"}
+    # Nobody takes a local node away with notice, and the watcher is one more process to start.
+    return found | ({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if ray.embedded else {})
 
 
 def _resources(out: Workspace, ray: "Cluster") -> dict[str, Any]:

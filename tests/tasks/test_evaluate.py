@@ -1,0 +1,122 @@
+"""Evaluate with autoencoders whose figures are known: one that loses nothing, one that loses everything."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+
+from sae_core import SAEConfig, TopKSAE, capture, save_sae
+from tasks.artifacts import Artifact, Store
+from tasks.errors import InputError
+from tasks.evaluate import EVALUATE, EvaluateSpec
+from tasks.preprocess import is_validation
+from tests.tasks.test_capture import TEXTS, WORDS, made, save_model, write_corpus
+
+D, SITE, FRACTION, SEED = 32, "resid_post.1", 0.5, 3
+
+
+def prompts() -> list[list[int]]:
+    return [[0, *(WORDS.index(word) for word in text.split())] for text in TEXTS]
+
+
+def held_out() -> list[list[int]]:
+    chosen = is_validation(np.arange(len(TEXTS)), FRACTION, SEED)
+    return [prompt for prompt, wanted in zip(prompts(), chosen, strict=True) if wanted]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def inputs(store) -> dict[str, Artifact]:
+    model = made(store, "model", save_model)
+    language_model = LlamaForCausalLM.from_pretrained(model.folder()).eval()
+    with capture(language_model, [SITE]) as forward:
+        x_BD = torch.cat([forward(input_ids=torch.tensor([prompt]))[SITE][0, 1:] for prompt in held_out()]).bfloat16()
+
+    def write_rows(path) -> None:
+        save_file({"activations": x_BD[:40].clone()}, path / "validation-00000.safetensors")
+        save_file({"activations": x_BD[40:].clone()}, path / "validation-00001.safetensors")
+        groups = [{"name": f"validation-{i:05}.safetensors"} for i in range(2)]
+        read = {"bos": "add", "bos_stored": False, "max_tokens": 32}
+        index = {"site": SITE, "d": D, "groups": groups, "validation_fraction": FRACTION, "seed": SEED, "capture": read}
+        (path / "index.json").write_text(json.dumps(index))
+
+    corpus = made(store, "corpus", lambda path: write_corpus(path, TEXTS))
+    return {"rows": made(store, "preprocess", write_rows), "corpus": corpus, "model": model}
+
+
+def autoencoder(store: Store, name: str, keeps: bool) -> Artifact:
+    """With latents +e_i and -e_i and k = d it returns its input exactly; with a decoder of zeros, nothing."""
+    sae = TopKSAE(SAEConfig(d_in=D, n_latents=2 * D, k=D)).requires_grad_(False)
+    sae.W_enc.copy_(torch.cat([torch.eye(D), -torch.eye(D)]))
+    sae.W_dec.copy_(sae.W_enc if keeps else torch.zeros_like(sae.W_enc))
+    return made(store, name, lambda path: save_sae(sae, path))
+
+
+def evaluated(store: Store, inputs: dict[str, Artifact], sae: Artifact, **settings) -> dict:
+    return EVALUATE.build(store, EvaluateSpec(**settings), sae=sae, **inputs).artifact.json("metrics.json")
+
+
+def test_an_autoencoder_that_loses_nothing(store, inputs):
+    found = evaluated(store, inputs, autoencoder(store, "perfect", True))
+    assert found["fvu"]["value"] == pytest.approx(0, abs=1e-9)
+    assert found["cosine_similarity"]["value"] == pytest.approx(1)
+    assert found["ce_recovered"]["value"] == pytest.approx(1, abs=1e-4)
+    assert found["kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert found["ce_spliced"]["value"] == pytest.approx(found["ce"]["value"], abs=1e-6)
+    assert found["l0"]["value"] == pytest.approx(D)
+    assert found["dead_share"] == 0
+    assert found["activations"] == sum(len(prompt) - 1 for prompt in held_out())
+    assert sum(found["density"]["counts"]) == 2 * D
+
+
+def test_an_autoencoder_that_loses_everything(store, inputs):
+    found = evaluated(store, inputs, autoencoder(store, "nothing", False))
+    assert found["ce_spliced"]["value"] == pytest.approx(found["ce_ablated"]["value"], abs=1e-6)
+    assert found["ce_recovered"]["value"] == pytest.approx(0, abs=1e-4)
+    assert found["fvu"]["value"] >= 1
+    assert found["kl"]["value"] > 1e-4
+
+
+def test_cross_entropy_is_that_of_the_model_on_unpadded_rows(store, inputs):
+    found = evaluated(store, inputs, autoencoder(store, "perfect", True))
+    model = LlamaForCausalLM.from_pretrained(inputs["model"].folder()).eval()
+    losses = []
+    for prompt in held_out():
+        if len(prompt) >= 3:
+            ids = torch.tensor([prompt])
+            with torch.no_grad():
+                logits = model(input_ids=ids).logits[0, 1:-1]  # from the first token after BOS on
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 2:], reduction="none"))
+    assert found["text_rows"] == len(losses)
+    assert found["text_tokens"] == sum(map(len, losses))
+    assert found["ce"]["value"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+
+
+def test_every_figure_has_its_spread_and_the_spec_bounds_the_work(store, inputs):
+    found = evaluated(store, inputs, autoencoder(store, "nothing", False), activations=33, text_rows=6)
+    assert found["activations"] == 33
+    assert found["text_rows"] <= 6
+    for name in ("fvu", "l0", "ce", "ce_spliced", "ce_ablated", "ce_recovered", "kl", "cosine_similarity"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"], name
+    assert found["ce"]["low"] < found["ce"]["high"]
+
+
+def test_the_same_work_gives_the_same_bytes(store, inputs):
+    sae = autoencoder(store, "perfect", True)
+    first = EVALUATE.build(store, EvaluateSpec(), sae=sae, **inputs).artifact
+    assert EVALUATE.build(store, EvaluateSpec(), force=True, sae=sae, **inputs).artifact.digest == first.digest
+
+
+def test_text_without_anything_to_predict_is_refused(store, inputs):
+    words = made(store, "words", lambda path: write_corpus(path, ["w1"] * len(TEXTS)))
+    with pytest.raises(InputError, match="two tokens to predict from"):
+        EVALUATE.build(
+            store, EvaluateSpec(), sae=autoencoder(store, "perfect", True), **(inputs | {"corpus": words})
+        )
