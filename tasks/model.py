@@ -12,6 +12,7 @@ local folder, a copy of it and the hub's own files have one digest. `load_model`
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 REFERENCE = "reference.json"
+_importing = threading.Lock()
 
 
 class ModelSpec(Spec):
@@ -155,12 +157,11 @@ def load_model(
 
     Raises ArtifactError when files changed since they were pinned, InputError when they are no causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
+    loader = _from_transformers("AutoModelForCausalLM")
     folder = model_folder(model)
     try:
         with no_progress_bars():
-            loaded, report = AutoModelForCausalLM.from_pretrained(
+            loaded, report = loader.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
@@ -178,16 +179,26 @@ def load_model(
 
 def load_tokenizer(model: Artifact) -> PreTrainedTokenizerBase:
     """The model's tokenizer; raises InputError when its files hold none that transformers can read."""
-    from transformers import AutoTokenizer
-
+    loader = _from_transformers("AutoTokenizer")
     folder = model_folder(model)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return loader.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"The tokenizer of {model.summary['source']} cannot be loaded: {_first_line(error)} "
             "Give a model whose tokenizer transformers' AutoTokenizer loads."
         ) from error
+
+
+def _from_transformers(name: str) -> Any:
+    """One of transformers' classes. Stages run in threads, and its lazy module, which no import lock guards, tells a
+
+    second thread that it has no such class while a first one is still importing it.
+    """
+    with _importing:
+        import transformers
+
+        return getattr(transformers, name)
 
 
 def _first_line(error: Exception) -> str:

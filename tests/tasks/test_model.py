@@ -242,3 +242,20 @@ def test_a_hub_model_is_pinned_by_commit_and_read_offline_afterwards(
         offline = ask_hub(tmp_path, [("tiny/open", None), ("tiny/new", None)], **environment)
         assert offline[0] == [digest, True, COMMIT, 2]
         assert "'tiny/new' is no local path, and the hub cannot be reached" in offline[1]
+
+
+THREADS = """
+import sys, threading
+from tasks.artifacts import open_store
+from tasks.model import MODEL, ModelSpec, load_model, load_tokenizer
+artifact = MODEL.find(open_store(sys.argv[1]), ModelSpec(path=sys.argv[2]))
+threads = [threading.Thread(target=load, args=(artifact,)) for load in (load_model, load_tokenizer, load_tokenizer)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_two_stages_may_load_at_once_in_a_process_that_has_not_imported_transformers(store: Store, folder: Path):
+    build(store, folder)
+    run = subprocess.run([sys.executable, "-c", THREADS, store.url, str(folder)], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
