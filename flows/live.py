@@ -135,8 +135,8 @@ class Board:
 
     def _say_plainly(self, event: Event, row: Row) -> None:
         now = time.monotonic()
-        if event.kind == "started" and row.shards is None:
-            row.said = now
+        if event.kind == "started":
+            row.said = row.said or now
         elif event.kind == "finished" and row.complete:
             took = "" if row.state == "Cached" else f" in {clock_text(row.seconds())}"
             self._line(f"{event.stage:<10} {row.state}{took}  {figures_text(row.figures())}")

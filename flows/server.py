@@ -24,6 +24,8 @@ def prepare_environment(server: str | None) -> None:
         os.environ.setdefault(name, value)
     if server is not None:
         os.environ["PREFECT_API_URL"] = server
+    else:  # the temporary server is ended with the run, and says so in tracebacks about what it was just doing
+        os.environ["PREFECT_LOGGING_SERVER_LEVEL"] = "CRITICAL"
 
 
 def quiet_console() -> None:
