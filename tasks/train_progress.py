@@ -152,11 +152,13 @@ def _tensors(files: "Files", folder: str, sha256: str) -> "dict[str, Tensor] | N
 
 @contextmanager
 def _local(files: "Files", name: str) -> Iterator[Path | None]:
+    from tasks.artifacts.workspace import own_scratch
+
     there = files.local(name)
     if there is not None:
         yield there if there.is_file() else None
         return
-    with tempfile.TemporaryDirectory(prefix="saeflow-checkpoint-") as folder:
+    with tempfile.TemporaryDirectory(dir=own_scratch()) as folder:
         path = Path(folder) / TENSORS
         try:
             files.download(name, path)

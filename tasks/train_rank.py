@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tasks.artifacts import Artifact
 from tasks.artifacts.files import Files, open_files
+from tasks.artifacts.workspace import own_scratch
 from tasks.errors import SaeflowError
 from tasks.settings import settings
 from tasks.train_progress import STATUS, History, Request, load, newest, read_request, write, write_fault
@@ -125,6 +126,7 @@ def _report(trainer: "Trainer", history: History, rank: int) -> None:
     if rank != 0:
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory(prefix="saeflow-checkpoint-") as folder:
+    # In the scratch folder, from which the next process removes what a killed one left.
+    with tempfile.TemporaryDirectory(dir=own_scratch()) as folder:
         write(Path(folder), trainer.state_dict(), history)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
