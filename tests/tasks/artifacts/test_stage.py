@@ -243,9 +243,10 @@ def test_gc_keeps_inputs_of_superseded_attempts_that_are_kept(store):
     JOIN = Stage("join", version=1, spec=FillSpec, run=fill)
     first, second = build_all(store)
     JOIN.build(store, FillSpec(), part=second)
-    FILL.build(store, FillSpec(), force=True)
-    STEPS.build(store, StepsSpec(), source=first, force=True)
+    again = FILL.build(store, FillSpec(), force=True).artifact
+    STEPS.build(store, StepsSpec(), source=again, force=True)
     assert not garbage(store)
+    assert first.verify() == []
 
 
 def test_gc_spares_what_a_living_process_writes_and_takes_what_a_dead_one_left(store, tmp_path):
