@@ -112,7 +112,7 @@ def _on_text(
     import torch
 
     from tasks.capture import CaptureSpec
-    from tasks.capture_worker import batches, pad, tokenise
+    from tasks.capture.worker import batches, pad, tokenise
     from tasks.model import load_model, load_tokenizer
 
     described = index["capture"]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Spec, Stage
-from tasks.example_table import COLUMNS
+from tasks.examples.table import COLUMNS
 
 HOSTILE = "</script><img src=http://example.invalid/x onerror=window.broken=1>"
 

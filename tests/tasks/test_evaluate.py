@@ -13,7 +13,7 @@ from tasks.artifacts import Artifact, Store
 from tasks.errors import InputError
 from tasks.evaluate import EVALUATE, EvaluateSpec
 from tasks.preprocess import is_validation
-from tests.tasks.test_capture import TEXTS, WORDS, made, save_model, write_corpus
+from tests.tasks.capture.test_capture import TEXTS, WORDS, made, save_model, write_corpus
 
 D, SITE, FRACTION, SEED = 32, "resid_post.1", 0.5, 3
 

@@ -1,0 +1,132 @@
+"""What each worker of a training does: read its share of every batch, step, and leave checkpoints.
+
+Runs inside Ray Train. All state is in the checkpoint and in the number of the step: rows, learning rate and log points
+are pure functions of it, so that a worker that starts again repeats what would have been.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.artifacts import Artifact
+from tasks.artifacts.files import Files, open_files
+from tasks.artifacts.workspace import own_scratch
+from tasks.errors import SaeflowError
+from tasks.settings import settings
+from tasks.train.progress import STATUS, History, Request, load, newest, read_request, write, write_fault
+from tasks.train.view import View
+
+if TYPE_CHECKING:
+    from sae_core import Rows, TopKSAE, Trainer
+
+STATUS_SECONDS = 1.0
+SAMPLE_ROWS = 1 << 16  # rows that give the mean where it must be taken after standardising
+
+
+def train_rank(config: dict[str, str]) -> None:
+    """Trains to the last step. An error that trying again cannot mend is written down instead of raised."""
+    from sae_core import SAEError
+
+    files = open_files(config["url"])
+    try:
+        _train(files, read_request(files))
+    except (SAEError, SaeflowError) as error:
+        write_fault(files, "input", str(error))
+
+
+def _train(files: Files, request: Request) -> None:
+    import ray.train
+    import ray.train.torch
+    import torch
+    import torch.distributed as dist
+
+    from sae_core import Rows, TopKSAE, Trainer
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    spec, runtime = request.spec, request.runtime
+    torch.set_num_threads(runtime.train_threads)  # Ray gives a worker one thread; bits depend on the number
+    device = ray.train.torch.get_device() if request.gpu else torch.device("cpu")
+
+    artifact = request.artifact
+    rows = Rows([artifact.path(name) for name in artifact.names() if name.startswith("train-")], spec.seed)
+    sae = TopKSAE(spec.sae_config(rows.d))
+    variance = start(sae, rows, artifact)
+    trainer = Trainer(sae.to(device), spec.trainer_config(len(rows)), variance=variance, group=dist.group.WORLD)
+    history = _resume(files, trainer)
+
+    view = View(runtime.wandb if rank == 0 else "disabled", request.key, spec.model_dump(mode="json"), settings().cache)
+    steps, log_every = trainer.config.steps, spec.steps_between_logs(len(rows))
+    shown = 0.0
+    while trainer.step_number < steps:
+        lr = trainer.learning_rate
+        x_BD = rows.batch(trainer.step_number, spec.batch_size, rank, world)
+        trainer.step(x_BD.to(device, torch.float32))
+        done = trainer.step_number
+        if done % log_every == 0 or done == steps:
+            history.append({"step": done, "tokens": done * spec.batch_size, **trainer.figures(), "lr": lr})
+            view.log(history[-1])
+        if done % runtime.checkpoint_every_steps == 0 or done == steps:
+            _report(trainer, history, rank)
+        if rank == 0 and (time.monotonic() - shown > STATUS_SECONDS or done == steps):
+            shown = time.monotonic()
+            files.write(STATUS, json.dumps({"step": done, "steps": steps}).encode())
+    view.close()
+
+
+def start(sae: "TopKSAE", rows: "Rows", artifact: Artifact) -> float:
+    """Sets pre-bias (the mean) and input scale from the data; returns the total variance, all where the loss is taken.
+
+    llama3_interpretability_sae measured the mean of raw activations and used it after standardising; here both are the
+    same space. Scale: E||x|| = sqrt(d) (Anthropic, April 2024 update).
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from sae_core import Moments
+
+    if sae.config.normalization == "standardise_rows":
+        moments = Moments.of(sae.normalise(rows.read(0, SAMPLE_ROWS))[0])
+        mean_D, variance = moments.mean_D, float(moments.variance().sum())
+    else:
+        statistics = load_file(artifact.path("statistics.safetensors"))
+        scale = 1.0
+        if sae.config.normalization == "scale":
+            scale = sae.config.d_in**0.5 / float(artifact.json("index.json")["mean_norm"])
+        mean_D, variance = statistics["mean"] * scale, float(statistics["variance"].double().sum()) * scale**2
+        sae.input_scale.fill_(scale)
+    with torch.no_grad():
+        sae.b_pre.copy_(mean_D)
+    return variance
+
+
+def _resume(files: Files, trainer: "Trainer") -> History:
+    """Takes over the newest whole checkpoint, the one rank 0 finds; returns the history up to it."""
+    import torch.distributed as dist
+
+    checkpoint = newest(files) if dist.get_rank() == 0 else None
+    chosen = [checkpoint.folder if checkpoint else None]
+    dist.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return []
+    checkpoint = checkpoint or load(files, chosen[0])
+    if checkpoint is None:
+        raise RuntimeError(f"The checkpoint {chosen[0]} that rank 0 has read cannot be read here.")
+    trainer.load_state_dict(checkpoint.tensors)
+    return checkpoint.history
+
+
+def _report(trainer: "Trainer", history: History, rank: int) -> None:
+    """Leaves a checkpoint; all ranks take part, rank 0 writes: their states are equal."""
+    import ray.train
+
+    metrics = {"step": trainer.step_number}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    # In the scratch folder, from which the next process removes what a killed one left.
+    with tempfile.TemporaryDirectory(dir=own_scratch()) as folder:
+        write(Path(folder), trainer.state_dict(), history)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

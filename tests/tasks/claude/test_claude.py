@@ -1,0 +1,451 @@
+"""Batches against a real local server with the real SDK: sent once whatever is killed when, and only failures again."""
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.artifacts import Workspace
+from tasks.claude import Answers, run_batches
+from tasks.claude import requests as claude_requests
+from tasks.claude.prices import PRICES, Usage, bill_dollars, estimate_dollars, price
+from tasks.claude.requests import NAME, Request, check_requests, estimate, judge, split
+from tasks.claude.service import Patience, Service
+from tasks.errors import InputError, ServiceError
+from tasks.runtime import Runtime
+from tests.servers.message_batches import CUSTOM_ID, MessageBatches
+
+KEY = "5ae" * 21 + "0"
+FAST = Patience(first_poll=0.01, longest_poll=0.02, unreachable=20.0, outage=20.0, settle=0.02)
+
+
+class Crash(BaseException):
+    """The run is gone, as after SIGKILL: nothing may catch it."""
+
+
+class FolderProgress:
+    """Progress in a folder; `crash_at` n raises before (even) or after (odd) the n/2-th change."""
+
+    def __init__(self, folder: Path, crash_at: int | None = None) -> None:
+        self.folder, self.crash_at, self.moments = folder, crash_at, 0
+
+    def moment(self) -> None:
+        if self.moments == self.crash_at:
+            raise Crash
+        self.moments += 1
+
+    def write(self, name: str, data: bytes) -> None:
+        self.moment()
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.moment()
+
+    def read(self, name: str) -> bytes | None:
+        path = self.folder / name
+        return path.read_bytes() if path.exists() else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value).encode())
+
+    def read_json(self, name: str) -> Any:
+        data = self.read(name)
+        return None if data is None else json.loads(data)
+
+    def names(self, prefix: str = "") -> list[str]:
+        files = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
+        return sorted(name for name in files if name.startswith(prefix))
+
+
+def params(text: str, **more: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"common_semantic": {"type": "string"}}}
+    asked = {"model": "claude-haiku-4-5", "max_tokens": 100, "messages": [{"role": "user", "content": text}]}
+    return {**asked, "output_config": {"format": {"type": "json_schema", "schema": schema}}, **more}
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(f"{i}", params(f"the <<word{i}>> here")) for i in range(count)]
+
+
+def parse(text: str) -> str:
+    return str(json.loads(text)["common_semantic"]) if "common_semantic" in text else _refuse(text)
+
+
+def _refuse(text: str) -> str:
+    raise ValueError(f"no common_semantic in {text[:20]!r}")
+
+
+def run(
+    folder: Path,
+    url: str,
+    asked: list[Request],
+    *,
+    crash_at: int | None = None,
+    key: str = "test-key",
+    budget: float = 5.0,
+    hours: float = 1.0,
+    out: Workspace | None = None,
+    patience: Patience = FAST,
+) -> Answers:
+    """`run_batches` with a client of its own, as a new process would have."""
+    if out is None:
+        runtime = Runtime(budget_dollars=budget, batch_hours=hours)
+        out = Workspace(folder, folder, KEY, runtime, held=FolderProgress(folder, crash_at))  # type: ignore[arg-type]
+    with anthropic.Anthropic(api_key=key, base_url=url, max_retries=0) as client:
+        return run_batches(asked, parse, out, patience, Service(client, patience, out.log))
+
+
+def workspace(folder: Path, log: list[str], budget: float = 5.0) -> Workspace:
+    """A workspace whose messages can be read."""
+    held = FolderProgress(folder)
+    return Workspace(folder, folder, KEY, Runtime(budget_dollars=budget), on_log=log.append, held=held)  # type: ignore[arg-type]
+
+
+def values(answers: Answers) -> dict[str, Any]:
+    return {name: outcome.value for name, outcome in answers.outcomes.items()}
+
+
+WANTED = {f"{i}": f"the token word{i}" for i in range(5)}
+
+
+def test_answers_come_back_under_their_names_whatever_the_order_of_the_results(tmp_path: Path) -> None:
+    reports: list[tuple[float, float, str]] = []
+    out = workspace(tmp_path, [])
+    out.on_report = lambda *told: reports.append(told)
+    with MessageBatches({"ends_after": 3}) as service:
+        answers = run(tmp_path, service.url, requests(5), out=out)
+        assert values(answers) == WANTED
+        assert service.created() == [[f"{KEY[:24]}-0-{i}" for i in range(1, 5)]]  # 0 was answered by the probe
+    assert reports[-1] == (5, 5, "requests")
+    assert answers.summary["answered"] == 5
+    assert answers.summary["output_tokens"] > 0
+    assert 0 < answers.summary["dollars"] < estimate(requests(5)) + estimate(requests(1), batch=False)
+
+
+def test_a_crash_at_any_write_never_sends_a_request_twice_nor_loses_one(tmp_path: Path) -> None:
+    moment, crashes = 0, True
+    while crashes:
+        with MessageBatches() as service:
+            folder = tmp_path / f"{moment}"
+            folder.mkdir()
+            crashes = False
+            with contextlib.suppress(Crash):
+                run(folder, service.url, requests(5), crash_at=moment)
+                crashes = True
+            crashes, moment = not crashes, moment + 1
+            assert values(run(folder, service.url, requests(5))) == WANTED
+            sent = [custom_id for batch in service.created() for custom_id in batch]
+            assert sorted(sent) == [f"{KEY[:24]}-0-{i}" for i in range(1, 5)]
+    assert moment > 6  # probe, intent, id, results: before and after each
+
+
+FAULTS = [{"drop": True}, {"status": 529}, {"status": 429, "retry_after": 0.05}]
+CALLS = ["POST messages$", "GET batches$", "POST batches$", "GET batches/msgbatch_0+$", "GET results$"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_failed_call_is_made_again_but_a_batch_is_taken_once(tmp_path: Path, fault: dict, call: str) -> None:
+    method, path = call.split()
+    with MessageBatches({"faults": [{"method": method, "path": path, "times": 2, **fault}]}) as service:
+        assert values(run(tmp_path, service.url, requests(5))) == WANTED
+        assert len(service.created()) == 1
+        made = [made for made in service.calls if made.startswith(method) and re.search(path, made)]
+        taken = call == "POST batches$" and "drop" in fault  # it was carried out: seen in the list, not made again
+        assert len(made) == 1 if taken else len(made) >= 2
+
+
+def test_a_cut_results_file_is_fetched_again(tmp_path: Path) -> None:
+    with MessageBatches({"faults": [{"path": "results", "cut": 900}]}) as service:
+        assert values(run(tmp_path, service.url, requests(5))) == WANTED
+        assert sum(call.endswith("/results") for call in service.calls) == 2
+
+
+def test_a_lost_id_is_found_among_the_batches_of_others(tmp_path: Path) -> None:
+    """Others send batches of the same size before the intent, between intent and create, and after it."""
+    foreign = [{"custom_id": f"other-0-{i}", "params": params("x")} for i in range(4)]
+    with MessageBatches({"ends_after": 2, "page_limit": 2}) as service:
+        with anthropic.Anthropic(api_key="test-key", base_url=service.url) as other:
+            other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
+            with pytest.raises(Crash):
+                run(tmp_path, service.url, requests(5), crash_at=3)  # the intent is written, nothing was sent
+            other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
+            with pytest.raises(Crash):
+                run(tmp_path, service.url, requests(5), crash_at=2)  # the batch was sent, its id is not written
+            for _ in range(3):
+                other.messages.batches.create(requests=foreign)  # type: ignore[arg-type]
+        assert values(run(tmp_path, service.url, requests(5))) == WANTED
+        ours = [ids for ids in service.created() if ids[0].startswith(KEY[:24])]
+        assert ours == [[f"{KEY[:24]}-0-{i}" for i in range(1, 5)]]
+        assert len(service.created()) == 6
+
+
+def test_an_intent_whose_batch_never_arrived_is_sent(tmp_path: Path) -> None:
+    with MessageBatches() as service:
+        with pytest.raises(Crash):
+            run(tmp_path, service.url, requests(3), crash_at=3)  # the intent is written, create was not called
+        assert service.created() == []
+        log: list[str] = []
+        answers = run(tmp_path, service.url, requests(3), out=workspace(tmp_path, log))
+        assert values(answers) == {k: WANTED[k] for k in "012"}
+        assert len(service.created()) == 1
+        assert any("may have sent" in line for line in log)
+
+
+@pytest.mark.parametrize("failure", ["errored", "expired", "not_json", "wrong_fields"])
+def test_only_what_failed_is_sent_again(tmp_path: Path, failure: str) -> None:
+    with MessageBatches({"outcomes": [{"custom_id": "-3$", "outcome": failure}]}) as service:
+        assert values(run(tmp_path, service.url, requests(5))) == WANTED
+        assert [len(ids) for ids in service.created()] == [4, 1]
+        assert service.created()[1] == [f"{KEY[:24]}-1-3"]
+
+
+def test_a_cut_off_answer_gets_more_room(tmp_path: Path) -> None:
+    room: list[int] = []
+    with MessageBatches({"outcomes": [{"custom_id": "-2$", "outcome": "truncated"}]}) as service:
+        answer = service.answer
+        service.answer = lambda asked: (room.append(asked["max_tokens"]), answer(asked))[1]
+        assert values(run(tmp_path, service.url, requests(3)))["2"] == WANTED["2"]
+    assert room == [100, 100, 100, 200]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "sent"),
+    [("errored", "errored", 3), ("not_json", "malformed", 3), ("refusal", "refused", 1), ("invalid", "errored", 1),
+     ("canceled", "canceled", 1), ("expired", "expired", 3)],
+)  # fmt: skip
+def test_what_fails_for_good_is_reported_after_a_bounded_number_of_turns(
+    tmp_path: Path, failure: str, status: str, sent: int
+) -> None:
+    with MessageBatches({"outcomes": [{"custom_id": "-1$", "outcome": failure, "times": 99}]}) as service:
+        answers = run(tmp_path, service.url, requests(3))
+        assert answers.outcomes["1"].status == status
+        assert answers.outcomes["1"].reason
+        assert answers.summary["answered"] == 2
+        assert sum(name.endswith("-1") for ids in service.created() for name in ids) == sent
+
+
+def test_a_malformed_probe_is_asked_again_in_the_batch(tmp_path: Path) -> None:
+    with MessageBatches({"outcomes": [{"custom_id": "^probe$", "outcome": "not_json"}]}) as service:
+        assert values(run(tmp_path, service.url, requests(2))) == {k: WANTED[k] for k in "01"}
+        assert service.created() == [[f"{KEY[:24]}-0-0", f"{KEY[:24]}-0-1"]]
+
+
+def test_many_requests_go_as_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claude_requests, "MOST_REQUESTS", 2)
+    with MessageBatches({"ends_after": 1}) as service:
+        with pytest.raises(Crash):
+            run(tmp_path, service.url, requests(5), crash_at=6)  # the first batch has its id, the second is not begun
+        assert values(run(tmp_path, service.url, requests(5))) == WANTED
+        assert [len(ids) for ids in service.created()] == [2, 2]
+
+
+def test_results_that_are_no_longer_kept_count_as_expired(tmp_path: Path) -> None:
+    with MessageBatches() as service:
+        view, gone = service.view, {"msgbatch_000000"}
+        service.view = lambda batch: {**view(batch), **({"results_url": None} if batch["id"] in gone else {})}  # type: ignore[method-assign]
+        assert values(run(tmp_path, service.url, requests(3))) == {k: WANTED[k] for k in "012"}
+        assert len(service.created()) == 2
+
+
+def test_a_refused_key_is_one_error_without_the_key(tmp_path: Path) -> None:
+    secret = "sk-ant-very-secret"
+    with MessageBatches() as service:
+        with pytest.raises(InputError, match="refuses the key in ANTHROPIC_API_KEY") as caught:
+            run(tmp_path, service.url, requests(3), key=secret)
+        assert service.created() == []
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert secret not in "".join(traceback.format_exception(caught.value))
+    assert secret.encode() not in pickle.dumps(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_text()]
+
+
+def test_bad_parameters_stop_at_the_first_request(tmp_path: Path) -> None:
+    with MessageBatches() as service:
+        with pytest.raises(ServiceError, match="404 model: gpt-2"):
+            run(tmp_path, service.url, [Request("a", params("x", model="gpt-2"))])
+        assert service.created() == []
+
+
+def test_a_service_that_is_down_is_said_soon(tmp_path: Path) -> None:
+    with MessageBatches() as service:
+        url = service.url
+    with pytest.raises(ServiceError, match="cannot be reached"):
+        run(tmp_path, url, requests(1), patience=FAST._replace(unreachable=0.05))
+
+
+def test_a_service_that_stays_away_too_long_is_given_up_and_found_again(tmp_path: Path) -> None:
+    with MessageBatches({"faults": [{"path": "results$", "status": 503, "times": 10**6}]}) as service:
+        with pytest.raises(ServiceError, match="could not give the results of batch"):
+            run(tmp_path, service.url, requests(3), patience=FAST._replace(outage=0.1))
+        service.script["faults"] = []
+        assert values(run(tmp_path, service.url, requests(3))) == {k: WANTED[k] for k in "012"}
+        assert len(service.created()) == 1
+
+
+def test_a_wrong_address_is_said(tmp_path: Path) -> None:
+    with MessageBatches() as service:
+        service.message = lambda *_: "<html>welcome</html>"  # type: ignore[assignment, method-assign]
+        with pytest.raises(InputError, match="does not answer as the Claude API does"):
+            run(tmp_path, service.url, requests(1))
+
+
+def test_the_budget_is_checked_before_anything_is_sent(tmp_path: Path) -> None:
+    with MessageBatches() as service:
+        with pytest.raises(InputError, match=r"may cost up to \$0\.01, more than the budget of \$0\."):
+            run(tmp_path, service.url, requests(3), budget=0.0)
+        assert service.calls == []
+        run(tmp_path, service.url, requests(3))
+        calls = len(service.calls)
+        run(tmp_path, service.url, requests(3), budget=0.0)  # all is paid and kept: nothing is asked
+        assert len(service.calls) == calls
+
+
+def test_a_second_sending_stays_within_the_budget(tmp_path: Path) -> None:
+    """Answers that cost more than expected use the budget up; what came back is kept, what failed is told."""
+    asked, log = [Request(name, {**body, "max_tokens": 1}) for name, body in requests(3)], list[str]()
+    cap = estimate(asked) + estimate(asked[:1], batch=False)
+    with MessageBatches({"outcomes": [{"custom_id": "-1$", "outcome": "wrong_fields"}]}) as service:
+        answers = run(tmp_path, service.url, asked, out=workspace(tmp_path, log, cap))
+        assert len(service.created()) == 1
+    assert answers.outcomes["1"].status == "malformed"
+    assert answers.summary["answered"] == 2
+    assert any("not sent again" in line for line in log)
+
+
+def test_a_batch_that_does_not_end_is_left_at_the_service_and_found_by_the_next_run(tmp_path: Path) -> None:
+    with MessageBatches({"ends_after": 10**6}) as service:
+        with pytest.raises(ServiceError, match="has not ended after 1e-05 hours"):
+            run(tmp_path, service.url, requests(3), hours=1e-5)
+        service.script["ends_after"] = 0
+        assert values(run(tmp_path, service.url, requests(3))) == {k: WANTED[k] for k in "012"}
+        assert len(service.created()) == 1
+
+
+def test_a_cancelled_batch_is_not_sent_again(tmp_path: Path) -> None:
+    with MessageBatches({"ends_after": 10**6}) as service:
+        with pytest.raises(ServiceError):
+            run(tmp_path, service.url, requests(3), hours=1e-5)
+        with anthropic.Anthropic(api_key="test-key", base_url=service.url) as client:
+            client.messages.batches.cancel("msgbatch_000000")
+        assert Counter(o.status for o in run(tmp_path, service.url, requests(3)).outcomes.values()) == {
+            "answered": 1, "canceled": 2,
+        }  # fmt: skip
+        assert len(service.created()) == 1
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.tasks.claude.test_claude import requests, run, values
+values(run(Path(sys.argv[1]), sys.argv[2], requests(5)))
+"""
+
+
+@pytest.mark.parametrize("instant", ["POST /v1/messages/batches", "GET /v1/messages/batches/msgbatch_000000"])
+def test_sigkill_of_the_run_while_the_service_lives_on(tmp_path: Path, instant: str) -> None:
+    """The service is a process of its own; the run dies while create is answered, then while it polls."""
+    script = {"ends_after": 3, "faults": [{"method": "POST", "path": "batches$", "hold": 1.0}]}
+    log, folder = tmp_path / "creates.jsonl", tmp_path / "progress"
+    folder.mkdir()
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.servers.message_batches", "--log", str(log), "--script", json.dumps(script)]
+    server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), url], cwd=root)
+        while instant not in _calls(url):
+            assert child.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        if instant.startswith("POST"):
+            while not log.exists():
+                time.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert bool(FolderProgress(folder).names("batches/0-00000.id")) == instant.startswith("GET")
+        assert values(run(folder, url, requests(5))) == WANTED
+        assert len(log.read_text().splitlines()) == 1
+    finally:
+        server.kill()
+        server.wait()
+        assert server.stdout is not None
+        server.stdout.close()
+
+
+def _calls(url: str) -> list[str]:
+    with urllib.request.urlopen(f"{url}/log") as answer:
+        return json.load(answer)["calls"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [(Request("a b", params("x")), "letters, digits"), (Request("", params("x")), "letters, digits"),
+     (Request("x" * 33, params("x")), "32"), (Request("ok\n", params("x")), "letters, digits"),
+     (Request("a", {**params("x"), "temperature": 0}), "temperature is not accepted"),
+     (Request("a", {**params("x"), "max_tokens": 0}), "no max_tokens"),
+     (Request("b", params("x")), "used twice")],
+)  # fmt: skip
+def test_what_the_service_would_refuse_is_refused_before(tmp_path: Path, bad: Request, said: str) -> None:
+    with MessageBatches() as service:
+        with pytest.raises(InputError, match=said):
+            run(tmp_path, service.url, [Request("b", params("x")), bad])
+        assert service.calls == []
+
+
+@given(st.text(max_size=40))
+def test_a_name_is_accepted_exactly_when_the_custom_id_made_of_it_is_valid(name: str) -> None:
+    custom_id = f"{KEY[:24]}-2-{name}"
+    valid = bool(name) and len(name) <= 32 and bool(CUSTOM_ID.fullmatch(custom_id))
+    assert bool(NAME.fullmatch(name)) == valid
+
+
+@given(st.lists(st.integers(0, 400), max_size=30), st.integers(1, 5), st.integers(1600, 3000))
+def test_split_keeps_order_and_limits(sizes: list[int], most: int, room: int) -> None:
+    asked = [Request(f"{i}", {"text": "x" * size}) for i, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claude_requests, "MOST_REQUESTS", most)
+        patch.setattr(claude_requests, "MOST_BYTES", room)
+        groups = split(asked)
+    assert [request for group in groups for request in group] == asked
+    for group in groups:
+        assert 0 < len(group) <= most
+        body = [{"custom_id": "c" * 64, "params": request.params} for request in group]
+        assert len(group) == 1 or len(json.dumps({"requests": body})) <= room
+
+
+def test_prices_are_for_batches_half_and_unknown_models_count_as_the_dearest() -> None:
+    assert estimate_dollars("claude-haiku-4-5", 1_000_000, 1_000_000) == pytest.approx(3.0)
+    assert estimate_dollars("claude-haiku-4-5", 1_000_000, 1_000_000, batch=False) == pytest.approx(6.0)
+    assert price("claude-haiku-4-5-20251001") == PRICES["claude-haiku-4-5"]
+    assert price("claude-next") == max(PRICES.values())
+    assert bill_dollars("claude-haiku-4-5", Usage(0, 1_000_000, 1_000_000, 0), batch=False) == pytest.approx(2.1)
+
+
+def test_an_estimate_is_an_upper_bound_of_the_bill() -> None:
+    asked = requests(1)[0]
+    check_requests([asked])
+    most = Usage(input_tokens=asked.size // 4, output_tokens=asked.params["max_tokens"])
+    assert bill_dollars("claude-haiku-4-5", most) <= estimate([asked])
+
+
+def test_an_answer_of_several_blocks_is_read_whole() -> None:
+    blocks = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": '{"a":'}, {"type": "text", "text": "1}"}]
+    line = {"type": "succeeded", "message": {"stop_reason": "end_turn", "content": blocks}}
+    assert judge(line, json.loads).value == {"a": 1}

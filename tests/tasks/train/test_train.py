@@ -1,0 +1,159 @@
+"""The train stage on a real Ray: what it makes, and that no interruption changes a bit of it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+
+from sae_core import Rows, load_sae, metrics, read_metadata
+from tasks import cluster
+from tasks.artifacts import Artifact, Store
+from tasks.errors import InputError
+from tasks.runtime import Runtime
+from tasks.train import TRAIN, TrainSpec
+from tasks.train.progress import FAULT, SNAPSHOT, TENSORS
+from tests.tasks.activations import activations
+
+STEPS = 1500
+SPEC = TrainSpec(n_latents=64, k=4, batch_size=128, steps=STEPS, log_every=50)
+RUNTIME = Runtime(train_workers=2, checkpoint_every_steps=100)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def rows(store) -> Artifact:
+    return activations(store)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, rows, ray_cluster) -> Artifact:
+    return TRAIN.build(store, SPEC, RUNTIME, rows=rows).artifact
+
+
+def progress_folder(store: Store, artifact: Artifact) -> Path:
+    return Path(store.url) / "train" / artifact.key / "progress"
+
+
+def training_jobs() -> list:
+    jobs = cluster.attach_or_start(RUNTIME).job_client().list_jobs()
+    return [job for job in jobs if (job.submission_id or "").startswith("train-")]
+
+
+def is_rank(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_makes_an_autoencoder_that_works_on_held_out_rows(undisturbed, rows):
+    sae = load_sae(undisturbed.folder())
+    x_BD = Rows([rows.path("validation-00000.safetensors")]).read(0, 300).float()
+    assert metrics.fvu(x_BD, sae(x_BD)) < 0.25
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+    assert read_metadata(undisturbed.folder()) == {"site": "resid_post.1", "rows": rows.digest}
+    assert undisturbed.summary["steps"] == STEPS
+    assert undisturbed.summary["tokens"] == STEPS * 128
+
+
+def test_history_has_a_row_per_log_point_and_no_times(undisturbed):
+    table = pq.read_table(undisturbed.path("history.parquet"))
+    assert table.column("step").to_pylist() == list(range(50, STEPS + 1, 50))
+    assert table.column_names == ["step", "tokens", "loss", "fvu", "auxiliary", "l0", "dead_share", "lr"]
+    fvu = table.column("fvu").to_pylist()
+    assert fvu[-1] < fvu[0] / 2
+    lr = table.column("lr").to_pylist()
+    assert lr[0] < lr[1] == max(lr) == pytest.approx(0.25 / 8)
+    assert lr[-1] < 0.01 * lr[1]
+    assert undisturbed.summary["fvu"] == fvu[-1]
+
+
+def test_wandb_lies_in_the_cache_and_not_in_the_artifact(undisturbed, store):
+    assert undisturbed.names() == ["cfg.json", "history.parquet", "sae.safetensors"]
+    assert not list(Path(store.url).rglob("*.wandb"))
+    assert not [path for path in progress_folder(store, undisturbed).rglob("*") if path.is_file()]
+
+
+def test_a_worker_killed_midway_changes_no_bit(undisturbed, store, rows):
+    killed = []
+
+    def kill_one(done: float, _total: float, _unit: str) -> None:
+        if done > 150 and not killed:
+            killed.append(next(p.pid for p in psutil.Process().children(recursive=True) if is_rank(p)))
+            os.kill(killed[0], signal.SIGKILL)
+
+    again = TRAIN.build(store, SPEC, RUNTIME, force=True, on_report=kill_one, rows=rows).artifact
+    assert killed
+    assert again.digest == undisturbed.digest
+
+
+def test_interrupted_with_a_torn_checkpoint_it_goes_on_from_the_one_before(undisturbed, store, rows):
+    def interrupt(done: float, _total: float, _unit: str) -> None:
+        if done > 250:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TRAIN.build(store, SPEC, RUNTIME, force=True, on_report=interrupt, rows=rows)
+    assert all(job.status.is_terminal() for job in training_jobs())
+    left = progress_folder(store, undisturbed)
+    states = sorted(left.rglob("state.json"), key=lambda path: json.loads(path.read_text())["step"])
+    assert states
+    newest = states[-1].parent / TENSORS
+    newest.write_bytes(newest.read_bytes()[:100])
+    snapshot = next(left.rglob(SNAPSHOT))
+    snapshot.write_text(snapshot.read_text()[:40])
+
+    said: list[str] = []
+    again = TRAIN.build(store, SPEC, RUNTIME, force=True, on_log=said.append, rows=rows).artifact
+    assert again.digest == undisturbed.digest
+    if len(states) > 1:
+        assert any("goes on from step" in line for line in said)
+
+
+def test_activations_that_are_not_finite_end_it_once_with_one_sentence(store, ray_cluster):
+    spoilt = activations(store, spoilt_row=17)
+    with pytest.raises(InputError, match="hold values that are not finite"):
+        TRAIN.build(store, SPEC, RUNTIME, rows=spoilt)
+    assert len([job for job in training_jobs() if job.status == "FAILED"]) == 1
+    assert list(Path(store.url).rglob(FAULT))
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused_at_once(store, rows):
+    with pytest.raises(InputError, match="batch of 128 tokens cannot be shared by 3 training workers"):
+        TRAIN.build(store, SPEC, RUNTIME.model_copy(update={"train_workers": 3}), force=True, rows=rows)
+
+
+def test_a_gpu_that_is_not_there_is_refused(store, rows, ray_cluster):
+    if ray_cluster.gpus:
+        pytest.skip("this machine has a GPU")
+    other = SPEC.model_copy(update={"seed": 1})
+    with pytest.raises(InputError, match="device is cuda, but the cluster has 0 GPUs"):
+        TRAIN.build(store, other, RUNTIME.model_copy(update={"device": "cuda"}), rows=rows)
+
+
+def test_k_larger_than_the_number_of_latents_is_refused():
+    with pytest.raises(ValidationError, match="k is 65, but n_latents is only 64"):
+        TrainSpec(n_latents=64, k=65)
+
+
+def test_what_is_left_empty_is_filled_in():
+    spec = TrainSpec(n_latents=1024, k=8, batch_size=1000, epochs=2.5, warmup=0.1)
+    config = spec.trainer_config(rows=4001)
+    assert config.steps == 11  # 10,002 rows in whole steps
+    assert config.warmup_steps == 1
+    assert config.lr == pytest.approx(0.25 / 32)
+    assert config.dead_after_rows == 550
+    assert spec.trainer_config(rows=400_000_000).dead_after_rows == 10_000_000
+    assert spec.model_copy(update={"steps": 7}).number_of_steps(4001) == 7
+    assert spec.steps_between_logs(4001) == 1
+    assert spec.steps_between_logs(4_000_000) == 25
