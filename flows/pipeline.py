@@ -14,9 +14,11 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.config import PipelineConfig
 from flows.dag import STAGES, wire
+from flows.events import ask_to_stop
 from flows.planner import plan
 from flows.preflight import check
 from flows.stages import PrefectDo
+from tasks import guard
 from tasks.archive import ArchiveSpec
 from tasks.artifacts import Artifact, open_store
 from tasks.capture import CaptureSpec
@@ -108,10 +110,17 @@ def carry_out(
     config = config.resolved(now)
     store = open_store(store_url or now.store)
     check(config, store)
+    guard.protect()  # under a worker too: what the run starts ends with it
     needed = frozenset(STAGES) if only is None else _up_to(config, store, only)
     do = PrefectDo(store, config.runtime, force, config.capture.shards, only, needed)
-    wire(config, do)
-    artifacts = do.finish()
+    try:
+        wire(config, do)
+        artifacts = do.finish()
+    except Exception:
+        raise
+    except BaseException:  # cancelled, terminated, Ctrl-C: the stages' threads are told, and stop their jobs
+        ask_to_stop()
+        raise
     _leave_links(config, artifacts)
     return artifacts
 

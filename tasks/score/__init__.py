@@ -103,7 +103,7 @@ def score(spec: ScoreSpec, out: Workspace, *, labels: Artifact, examples: Artifa
     scores = [_score(spec, scorer.name, row, held.get(row["latent"]), guesses.get(row["latent"])) for row in rows]
     write_rows(scores, COLUMNS, "scores.parquet", out)
     out.report(len(rows), len(rows), "latents")
-    return {"scorer": scorer.name, **_figures(scores), **scorer.summary()}
+    return {**_figures(scores), "scorer": scorer.name, **scorer.summary()}
 
 
 def score_dollars(spec: ScoreSpec, latents: int) -> float:
@@ -197,12 +197,12 @@ def _figures(scores: list[Score]) -> dict[str, Any]:
     above = [row for row in scored if (row.score or 0) > (row.baseline or 0)]
     statuses = {status: sum(row.status == status for row in scores) for status in ("too few", "no label", "unanswered")}
     return {
-        "latents": len(scores),
-        "scored": len(scored),
-        **{status.replace(" ", "_"): count for status, count in statuses.items()},
         "median_score": round(statistics.median(row.score or 0 for row in scored), 4) if scored else None,
         "median_baseline": round(statistics.median(row.baseline or 0 for row in scored), 4) if scored else None,
         "share_above_baseline": round(len(above) / len(scored), 4) if scored else None,
+        "latents": len(scores),
+        "scored": len(scored),
+        **{status.replace(" ", "_"): count for status, count in statuses.items()},
     }
 
 

@@ -117,31 +117,31 @@ def train(spec: TrainSpec, out: Workspace, *, rows: Artifact) -> Summary:
     if checkpoint is not None and checkpoint.step:
         out.log(f"training goes on from step {checkpoint.step} of {steps}")
     if checkpoint is None or checkpoint.step < steps:
-        _run(spec, out, rows)
+        _run(spec, out, rows, steps)
         checkpoint = newest(files)
     if checkpoint is None or checkpoint.step < steps:
         at = 0 if checkpoint is None else checkpoint.step
         raise StageFailed(f"The training job ended at step {at} of {steps}; run the same command again to go on.")
-    out.report(steps, steps, "step")
+    out.report(steps, steps, "steps")
     return _write(spec, out, index, rows, checkpoint)
 
 
-def _run(spec: TrainSpec, out: Workspace, rows: Artifact) -> None:
+def _run(spec: TrainSpec, out: Workspace, rows: Artifact, steps: int) -> None:
     """Has the job done, or attaches to it, and waits; raises what went wrong."""
     from tasks import cluster
     from tasks.cluster import jobs
     from tasks.train.progress import FAULT, REQUEST, STATUS, Request
 
     ray = cluster.attach_or_start(out.runtime)
+    ray.close_actors()  # the capture's models make room
     what = {"key": out.key, "spec": spec, "store_url": rows.store_url, "rows": rows.manifest}
     request = Request(**what, runtime=out.runtime, **_resources(out, ray))
     out.progress.write(REQUEST, request.model_dump_json().encode())
     out.progress.delete(FAULT)
 
     def follow() -> None:
-        status = out.progress.read_json(STATUS)
-        if status:
-            out.report(status["step"], status["steps"], "step")
+        status = out.progress.read_json(STATUS) or {"step": 0}
+        out.report(status["step"], steps, "steps")  # always: a run that is to stop learns it here
 
     job = jobs.Job(
         ray.job_client(),
