@@ -92,6 +92,16 @@ def test_a_disturbed_download_is_repaired_or_an_error_but_never_wrong_bytes(s3_u
     assert artifact.verify() == []
 
 
+def test_an_exclusive_write_whose_answer_was_lost_counts_as_ours(s3_url, fault_proxy):
+    """The client sends it again, and the server refuses that, since the first one is there."""
+    files = open_store(s3_url).files
+    rule = fault_proxy.add("drop", method="PUT", path="mine")
+    assert files.create("mine", b"ours")
+    assert rule.hits == 1
+    assert not files.create("mine", b"theirs")
+    assert files.read("mine") == b"ours"
+
+
 def test_a_large_upload_in_parts_survives_a_torn_part_and_a_lost_answer(s3_url, fault_proxy):
     rule = fault_proxy.add("tear", method="PUT", path=r"large\.bin.*partNumber=2", after=1000)
     lost = fault_proxy.add("drop", method="POST", path=r"large\.bin.*uploadId")
