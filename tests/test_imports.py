@@ -47,10 +47,9 @@ def imported(node: ast.AST, module: str) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        above = module.split(".")[: -node.level] if node.level else []
-        package = ".".join([*above, node.module or ""]).strip(".")
-        yield package
-        yield from (f"{package}.{alias.name}" for alias in node.names)
+        assert node.level == 0, f"{module} line {node.lineno}: imports are absolute here, so that a reader sees the layer"
+        yield str(node.module)
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def all_imports(name: str) -> set[str]:
@@ -132,6 +131,12 @@ def stage_modules() -> list[str]:
         if name.startswith("tasks.") and any(getattr(call.func, "id", None) == "Stage" for call in calls):
             found.append(name)
     return found
+
+
+def test_every_stage_of_the_pipeline_is_among_them():
+    from flows.dag import STAGES
+
+    assert {stage.run.__module__ for stage in STAGES.values()} <= set(stage_modules())
 
 
 @pytest.mark.parametrize("name", [*LIGHT, *stage_modules()])
