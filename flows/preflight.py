@@ -4,12 +4,13 @@ from flows.config import PipelineConfig
 from flows.estimate import Estimate, estimate
 from flows.planner import plan
 from tasks.artifacts import Store
+from tasks.claude.service import check_access
 from tasks.errors import InputError, StoreError
 from tasks.model import describe_model
 
 
 def check(config: PipelineConfig, store: Store) -> None:
-    """Raises InputError or StoreError when the run cannot end well: store, layers, space, budget."""
+    """Raises InputError or StoreError when the run cannot end well: store, layers, space, budget, key."""
     store.check()
     _check_layers(config)
     planned = plan(config, store)
@@ -18,6 +19,8 @@ def check(config: PipelineConfig, store: Store) -> None:
         needs = estimate(config, planned)
         _check_space(needs, store)
         _check_budget(needs, to_do, config)
+        if to_do & {name for name, dollars in needs.dollars.items() if dollars}:
+            check_access()
 
 
 def _check_layers(config: PipelineConfig) -> None:

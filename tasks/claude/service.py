@@ -50,6 +50,11 @@ def connect() -> "anthropic.Anthropic":
     return anthropic.Anthropic(api_key=key, base_url=found.anthropic_base_url, max_retries=0)
 
 
+def check_access() -> None:
+    """Asks for the newest batch, which costs nothing: a missing or refused key and a dead endpoint are told at once."""
+    Service(connect(), Patience()).newest()
+
+
 class Service:
     """The Messages and Message Batches API, with retries that never send a batch blindly a second time."""
 

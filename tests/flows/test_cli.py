@@ -9,6 +9,7 @@ import pytest
 
 from flows.cli import main
 from tests.flows.commands import saeflow
+from tests.servers.message_batches import MessageBatches
 
 HEAVY = ("prefect", "ray", "torch", "transformers", "anthropic", "datasets", "pyarrow", "wandb")
 
@@ -78,6 +79,20 @@ def test_a_wrong_s3_key_is_told_at_once(
     code, out, error = saeflow(capsys, "run", "demo", "--store", s3_url)
     assert code == 1 and "AWS_SECRET_ACCESS_KEY" in error
     assert "planted-secret" not in out + error
+
+
+def test_a_refused_claude_key_and_a_budget_too_small_are_told_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MessageBatches({"key": "the right one"}) as service:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", service.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "planted-secret")
+        code, out, error = saeflow(capsys, "run", "demo")
+        assert code == 1 and "runtime.budget_dollars" in error and "label.max_latents=" in error
+        code, out, error = saeflow(capsys, "run", "demo", "--set", "runtime.budget_dollars=100")
+        assert code == 1 and "ANTHROPIC_API_KEY" in error
+        assert "planted-secret" not in out + error
+        assert not service.created()
 
 
 def test_an_empty_store_is_shown_and_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
