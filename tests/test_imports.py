@@ -47,7 +47,7 @@ def imported(node: ast.AST, module: str) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        assert node.level == 0, f"{module} line {node.lineno}: imports are absolute here, so that a reader sees the layer"
+        assert node.level == 0, f"{module} line {node.lineno}: imports are absolute, so that one sees the layer"
         yield str(node.module)
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 

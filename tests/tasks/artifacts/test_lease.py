@@ -19,12 +19,6 @@ KEY = "ab" * 32
 
 
 @pytest.fixture
-def store(tmp_path) -> Store:
-    """An empty local store."""
-    return open_store(str(tmp_path / "store"))
-
-
-@pytest.fixture
 def quick(monkeypatch):
     """Heartbeats that a test can wait for."""
     monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)

@@ -72,6 +72,11 @@ FILL = Stage("fill", version=1, spec=FillSpec, run=fill)
 STEPS = Stage("steps", version=1, spec=StepsSpec, run=steps, progress=True)
 
 
+def build_fill(store: Store, **settings) -> Artifact:
+    """One artifact of `fill`."""
+    return FILL.build(store, FillSpec(**settings)).artifact
+
+
 def build_all(store: Store) -> tuple[Artifact, Artifact]:
     """Both stages, the second on the first."""
     filled = FILL.build(store, FillSpec()).artifact
