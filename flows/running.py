@@ -21,6 +21,7 @@ from tasks import guard
 from tasks.artifacts import open_store
 from tasks.settings import settings
 
+STOPPED = "Stopped. What was committed stays; the same command goes on from here."
 STOP_SECONDS = 15.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
 
 
@@ -47,7 +48,7 @@ def run_here(
         if board.console.is_terminal:
             board.console.print(board.table())
     except (Stopped, KeyboardInterrupt):
-        console.print("Stopped. What was committed stays; the same command goes on from here.")
+        console.print(STOPPED)
         _leave(130)
     finally:
         _shut_down()
@@ -85,7 +86,7 @@ def _stopping_cleanly(console: Console) -> Iterator[None]:
             _leave(128 + number)
         console.print("Stopping: running stages put away their unfinished work (again to end at once) ...")
         ask_to_stop()
-        threading.Thread(target=_leave_after, args=(STOP_SECONDS, 128 + number), daemon=True).start()
+        threading.Thread(target=_leave_after, args=(STOP_SECONDS, 128 + number, console), daemon=True).start()
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -96,8 +97,10 @@ def _stopping_cleanly(console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_after(seconds: float, code: int) -> None:
+def _leave_after(seconds: float, code: int, console: Console) -> None:
+    """For a stage that does not report for so long: what it leaves is removed by the next run of its key."""
     time.sleep(seconds)
+    console.print(STOPPED)
     _leave(code)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,29 @@ def test_a_forced_stage_with_the_same_result_disturbs_nothing_after_it(calm: tup
     found = stages(tmp_path / "forced.json")
     assert [name for name, entry in found.items() if entry["state"] == "Built"] == ["score"]
     assert digests(tmp_path / "forced.json") == digests(first)
+
+
+ALONE = """
+import sys
+from flows.server import prepare_environment
+prepare_environment(None)
+from flows import single
+from flows.config import PipelineConfig, load_preset
+config = load_preset(sys.argv[1], sys.argv[3:])
+single.report(**{name: getattr(config, name) for name in PipelineConfig.model_fields}, store=sys.argv[2])
+"""
+
+
+def test_each_stage_is_a_flow_of_its_own_on_earlier_artifacts(calm: tuple[Path, Path]) -> None:
+    def report_alone(*settings: str) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-c", ALONE, TINY, str(calm[0]), *settings]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+    done = report_alone()
+    assert done.returncode == 0, done.stderr
+    done = report_alone("train.k=2")
+    assert done.returncode != 0
+    assert "report needs the artifact of train" in done.stderr
 
 
 def test_lineage_status_and_verify_know_the_run(calm: tuple[Path, Path]) -> None:
