@@ -22,7 +22,7 @@ from tasks.artifacts import open_store
 from tasks.settings import settings
 
 STOPPED = "Stopped. What was committed stays; the same command goes on from here."
-STOP_SECONDS = 15.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
+STOP_SECONDS = 30.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
 
 
 def run_here(
