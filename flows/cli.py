@@ -1,6 +1,5 @@
 """The command line. `saeflow --help` teaches; every command ends with code 0, or 1 and one sentence."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -209,8 +208,3 @@ def _stage(name: str) -> str:
         known = list(STAGES)
         raise InputError(f"There is no stage {name!r}{nearest(name, known)}; the stages are: {', '.join(known)}.")
     return name
-
-
-def write_json(path: Path, stages: list[dict[str, Any]]) -> None:
-    """Writes the result of a run for other programs."""
-    path.write_text(json.dumps({"schema": 1, "stages": stages}, indent=1) + "\n")

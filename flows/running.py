@@ -1,6 +1,7 @@
 """`saeflow run`: one run in this process, with its live table, a clean end on Ctrl-C, and no child left behind."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -53,9 +54,7 @@ def run_here(
     finally:
         _shut_down()
         if json_file is not None:
-            from flows.cli import write_json
-
-            write_json(json_file, board.result())
+            json_file.write_text(json.dumps({"schema": 1, "stages": board.result()}, indent=1) + "\n")
     _say_end(console, board)
 
 
