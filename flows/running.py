@@ -20,10 +20,11 @@ from flows.preflight import check
 from flows.server import find_server, prepare_environment, quiet_console, send_last_logs
 from tasks import guard
 from tasks.artifacts import open_store
+from tasks.artifacts.workspace import abandon_open
 from tasks.settings import settings
 
 STOPPED = "Stopped. What was committed stays; the same command goes on from here."
-STOP_SECONDS = 30.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
+STOP_SECONDS = 20.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
 
 
 def run_here(
@@ -97,15 +98,16 @@ def _stopping_cleanly(console: Console) -> Iterator[None]:
 
 
 def _leave_after(seconds: float, code: int, console: Console) -> None:
-    """For a stage that does not report for so long: what it leaves is removed by the next run of its key."""
+    """For a stage that does not report for so long, such as one that waits for Ray to start."""
     time.sleep(seconds)
     console.print(STOPPED)
     _leave(code)
 
 
 def _leave(code: int) -> None:
-    """Ends this process now, its threads with it; nothing unfinished is visible, and the guard ends the children."""
+    """Ends this process now, its threads with it: the guard ends the children, unfinished attempts are put away."""
     guard.release()
+    abandon_open()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -125,6 +125,15 @@ class Workspace:
         self.contents[name] = sha256
 
 
+_open: "set[Attempt]" = set()  # attempts of this process that have not ended
+
+
+def abandon_open() -> None:
+    """Puts away what running stages have written; for a process that is about to end without them."""
+    for attempt in list(_open):
+        attempt.abandon()
+
+
 class Attempt:
     """One attempt to fill a key: its folder in the store (local) or beside it (remote), and its end."""
 
@@ -141,6 +150,7 @@ class Attempt:
         self.scratch = self._scratch / "work"
         self.path.mkdir(parents=True)
         self.scratch.mkdir(parents=True)
+        _open.add(self)
 
     def store_file(self, path: Path, name: str) -> None:
         """Makes one data file durable in the store."""
@@ -153,6 +163,7 @@ class Attempt:
 
     def keep(self) -> None:
         """After the commit: the data stay, everything temporary goes."""
+        _open.discard(self)
         self._store.files.remove(f"{self._folder}.owner")
         shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -166,6 +177,7 @@ class Attempt:
 
         writing seemed to fail (a lost answer, Ctrl-C): then the data stay, and the next build of the key or gc decides.
         """
+        _open.discard(self)
         if self._committing:
             shutil.rmtree(self._scratch, ignore_errors=True)
         else:
@@ -173,6 +185,7 @@ class Attempt:
 
     def discard(self) -> None:
         """Removes all that this attempt has written."""
+        _open.discard(self)
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(Exception):  # the error that led here is the one to tell
             self._store.files.remove(self._folder)
