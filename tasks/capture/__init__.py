@@ -116,7 +116,7 @@ def _workers(cluster: "Cluster", spec: CaptureSpec, out: Workspace, model: Artif
     count = runtime.capture_workers
     if device == "cuda" and cluster.gpus:
         count = min(count, cluster.gpus)  # one that waits for a GPU would hold its shard up for ever
-    name = f"capture-{model.digest[:8]}-{spec.dtype}"
+    name = f"capture {model.location} {spec.dtype}"  # the same model in another store is read from there
     arguments = (model, spec.sites, spec.dtype, device, runtime.capture_threads)
     return cluster.actors(
         name, CaptureWorker, *arguments, count=count, cpus=runtime.capture_threads, gpus=int(device == "cuda")

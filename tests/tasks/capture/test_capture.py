@@ -235,7 +235,7 @@ def test_a_killed_actor_is_replaced_and_the_shard_is_the_same(
     import ray
 
     undisturbed = shard()
-    pool = ray_cluster._pools[f"capture-{model.digest[:8]}-auto"]
+    pool = ray_cluster._pools[f"capture {model.location} auto"]
     killed = []
 
     def kill_once(done: float, total: float, unit: str) -> None:

@@ -364,7 +364,7 @@ def test_sigkill_of_the_run_while_the_service_lives_on(tmp_path: Path, instant: 
     script = {"ends_after": 3, "faults": [{"method": "POST", "path": "batches$", "hold": 1.0}]}
     log, folder = tmp_path / "creates.jsonl", tmp_path / "progress"
     folder.mkdir()
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "tests.servers.message_batches", "--log", str(log), "--script", json.dumps(script)]
     server = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
     try:
