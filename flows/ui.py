@@ -38,7 +38,8 @@ def serve(port: int, browser: bool, store_url: str) -> None:
     logs = now.cache / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, deaf to SIGINT
+        signal.signal(number, signal.default_int_handler)
     try:
         with console.status("starting the Prefect server ..."):
             start = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
