@@ -51,6 +51,7 @@ def run_here(
             board.console.print(board.table())
     except (Stopped, KeyboardInterrupt):
         console.print(STOPPED)
+        guard.release()
         _leave(130)
     finally:
         _shut_down()
@@ -105,8 +106,10 @@ def _leave_after(seconds: float, code: int, console: Console) -> None:
 
 
 def _leave(code: int) -> None:
-    """Ends this process now, its threads with it: the guard ends the children, unfinished attempts are put away."""
-    guard.release()
+    """Ends this process now, its threads with it; unfinished attempts are put away, and the guard ends the children.
+
+    It is not waited for: a thread that is just starting Ray would start again what the guard ends.
+    """
     abandon_open()
     sys.stdout.flush()
     sys.stderr.flush()
