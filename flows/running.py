@@ -47,8 +47,6 @@ def run_here(
     try:
         with _stopping_cleanly(console), listening(board), board:
             _flow(config, store.url, force, only)
-        if board.console.is_terminal:
-            board.console.print(board.table())
     except (Stopped, KeyboardInterrupt):
         console.print(STOPPED)
         guard.release()
