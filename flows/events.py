@@ -33,6 +33,7 @@ class Stopped(BaseException):
 
 
 _listeners: list[Callable[[Event], None]] = []
+_when_stopping: list[Callable[[], None]] = []
 _stop = threading.Event()
 
 
@@ -55,8 +56,21 @@ def listening(listener: Callable[[Event], None]) -> Iterator[None]:
 
 
 def ask_to_stop() -> None:
-    """Every running stage ends at its next report."""
-    _stop.set()
+    """Every running stage ends at its next report; whoever wants to know is told, once."""
+    if not _stop.is_set():
+        _stop.set()
+        for hook in list(_when_stopping):
+            hook()
+
+
+@contextlib.contextmanager
+def when_stopping(hook: Callable[[], None]) -> Iterator[None]:
+    """Calls `hook` once if the run is asked to stop while the block runs."""
+    _when_stopping.append(hook)
+    try:
+        yield
+    finally:
+        _when_stopping.remove(hook)
 
 
 def stopping() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from flows.config import PipelineConfig, load_preset
-from flows.events import Stopped, ask_to_stop, listening, stopping
+from flows.events import Stopped, ask_to_stop, listening, stopping, when_stopping
 from flows.live import Board
 from flows.preflight import check
 from flows.server import find_server, prepare_environment, quiet_console, send_last_logs
@@ -47,7 +47,9 @@ def run_here(
     try:
         with _stopping_cleanly(console), listening(board), board:
             _flow(config, store.url, force, only)
-    except (Stopped, KeyboardInterrupt):
+    except BaseException as error:
+        if not stopping() and not isinstance(error, Stopped | KeyboardInterrupt):
+            raise
         console.print(STOPPED)
         guard.release()
         _leave(130)
@@ -80,27 +82,31 @@ def _say_end(console: Console, board: Board) -> None:
 def _stopping_cleanly(console: Console) -> Iterator[None]:
     """The first Ctrl-C (or SIGTERM) asks every stage to stop, the second ends at once; the guard takes the rest."""
 
+    def begin() -> None:
+        console.print("Stopping: running stages put away their unfinished work (again to end at once) ...")
+        threading.Thread(target=_leave_after, args=(STOP_SECONDS, console), daemon=True).start()
+
     def asked(number: int, _frame: Any) -> None:
         if stopping():
+            console.print(STOPPED)
             _leave(128 + number)
-        console.print("Stopping: running stages put away their unfinished work (again to end at once) ...")
         ask_to_stop()
-        threading.Thread(target=_leave_after, args=(STOP_SECONDS, 128 + number, console), daemon=True).start()
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with when_stopping(begin):  # while a flow runs, SIGTERM is Prefect's, and the flow tells (flows/pipeline.py)
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _leave_after(seconds: float, code: int, console: Console) -> None:
+def _leave_after(seconds: float, console: Console) -> None:
     """For a stage that does not report for so long, such as one that waits for Ray to start."""
     time.sleep(seconds)
     console.print(STOPPED)
-    _leave(code)
+    _leave(130)
 
 
 def _leave(code: int) -> None:
