@@ -1,5 +1,6 @@
 """The whole way as a person runs it: the installed command, real Prefect, Ray and S3; killed, stopped and gone on."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,8 +132,12 @@ def test_killed_at_several_moments_on_s3_it_goes_on_and_ends_the_same(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_everything_and_leaves_nothing_unfinished(number: int, tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything_and_leaves_nothing_unfinished(
+    number: int, calm: tuple[Path, Path], tmp_path: Path
+) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
+    for stage in ("model", "corpus"):
+        shutil.copytree(calm[0] / stage, store / stage)
     with started(str(store), log) as process:
         wait_for(lambda: list(store.glob("capture/*/attempts/*")), process, log)
         process.send_signal(number)

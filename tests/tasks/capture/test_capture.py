@@ -70,9 +70,10 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-@pytest.fixture
-def model(store: Store) -> Artifact:
-    return made(store, "model", save_model)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """In a place of its own for all tests, so that the actors that hold it serve all of them."""
+    return made(open_store(str(tmp_path_factory.mktemp("models"))), "model", save_model)
 
 
 @pytest.fixture
