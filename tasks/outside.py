@@ -1,7 +1,7 @@
 """Files that lie outside the store: their sha256, remembered so that a large model is not read at each `plan`.
 
 A hash is remembered by (path, size, mtime) under the cache folder. Whoever changes a file and puts both back fools it,
-so what was trusted rather than read again is told apart (`Pinned.trusted`) and said by the stages.
+so what an earlier process read and this one did not is told apart (`Pinned.trusted`) and said by the stages.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from tasks.errors import InputError
 # A file that is changed within one tick of its clock keeps its mtime; one that was written just now is not remembered.
 SETTLED_SECONDS = 2.0
 
+_read_here: set[str] = set()  # places of the files that this process has hashed itself
+
 
 class Pinned(NamedTuple):
     """One outside file as it is now."""
 
     size: int
     sha256: str
-    trusted: bool  # True when the hash was remembered and the bytes were not read again
+    trusted: bool  # True when the hash was remembered and this process has not read the bytes
 
 
 def pin_file(path: Path, cache: Path) -> Pinned:
@@ -42,7 +44,7 @@ def pin_file(path: Path, cache: Path) -> Pinned:
         seen = {"path": place, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
         known = _recall(memory)
         if {name: known.get(name) for name in seen} == seen:
-            return Pinned(state.st_size, known["sha256"], trusted=True)
+            return Pinned(state.st_size, known["sha256"], trusted=place not in _read_here)
         sha256 = sha256_file(path)
         after = path.stat()
     except OSError as error:
@@ -53,6 +55,7 @@ def pin_file(path: Path, cache: Path) -> Pinned:
         raise InputError(f"{path} was changed while it was read; wait until it is written, then run again.")
     if time.time() - state.st_mtime > SETTLED_SECONDS:
         _remember(memory, seen | {"sha256": sha256})
+        _read_here.add(place)
     return Pinned(state.st_size, sha256, trusted=False)
 
 

@@ -107,8 +107,9 @@ def test_the_form_is_readable_and_quick_run_runs(beside: str, browser_page: Any,
 
     eventually(lambda: state()["state_type"] == "RUNNING")  # the worker has it; the whole demo would take minutes
     assert eventually(lambda: state()["name"].startswith("demo demo-model"))
-    cancel = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    httpx.post(f"{beside}/api/flow_runs/{new['id']}/set_state", json=cancel).raise_for_status()
+    page.goto(f"{beside}/runs/flow-run/{new['id']}")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name="Confirm", exact=True).click()
     eventually(lambda: state()["state_type"] == "CANCELLED")
 
 

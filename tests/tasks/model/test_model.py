@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks import outside
 from tasks.artifacts import Artifact, Store, open_store
 from tasks.errors import ArtifactError, InputError
 from tasks.model import MODEL, ModelSpec, describe_model, load_model, load_tokenizer, model_folder
@@ -79,9 +80,12 @@ def test_an_outside_model_is_pinned_without_its_path(store: Store, folder: Path,
     assert torch.equal(load_model(artifact).lm_head.weight, load_model(copy).lm_head.weight)
 
 
-def test_what_was_not_read_again_is_said(store: Store, folder: Path) -> None:
+def test_what_was_not_read_again_is_said(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    MODEL.build(store, ModelSpec(path=str(folder)), on_log=said.append)  # pinned for its key a moment before
+    MODEL.build(store, ModelSpec(path=str(folder)), on_log=said.append)  # read for its key a moment before
+    assert said == []
+    monkeypatch.setattr(outside, "_read_here", set())  # as in a later process
+    MODEL.build(store, ModelSpec(path=str(folder)), force=True, on_log=said.append)
     assert "were not read again" in said[0]
 
 
