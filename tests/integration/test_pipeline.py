@@ -137,7 +137,8 @@ def test_ctrl_c_ends_everything_and_leaves_nothing_unfinished(
 ) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
     for stage in ("model", "corpus"):
-        shutil.copytree(calm[0] / stage, store / stage)
+        made = Path(stage) / stages(calm[1])[stage]["key"]
+        shutil.copytree(calm[0] / made, store / made)
     with started(str(store), log) as process:
         wait_for(lambda: list(store.glob("capture/*/attempts/*")), process, log)
         process.send_signal(number)
