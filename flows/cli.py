@@ -1,6 +1,7 @@
 """The command line. `saeflow --help` teaches; every command ends with code 0, or 1 and one sentence."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,13 @@ Force = Annotated[
     list[str] | None, typer.Option("--force", metavar="STAGE", help="Make this stage again although it is there.")
 ]
 
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write what happened to each stage as JSON.")
+]
+GRID = typer.Option(
+    "--grid", metavar="KEY=V,V,...", help="Values of a setting of train, such as train.k=8,16; all combinations."
+)
+
 
 @app.command()
 def run(
@@ -44,20 +52,42 @@ def run(
     only: Annotated[
         str | None, typer.Option("--only", metavar="STAGE", help="Build this stage alone, on artifacts that are there.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write what happened to each stage as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Run the pipeline; stages whose work is done are Cached. Ctrl-C stops cleanly, the same command goes on."""
+    from flows.dag import STAGES
     from flows.running import run_here
 
-    run_here(preset, set_ or [], store, _stages(force or []), _stage(only) if only else None, json_file)
+    run_here(preset, set_ or [], store, _stages(force or [], STAGES), _stage(only, STAGES) if only else None, json_file)
 
 
 @app.command()
-def plan(preset: Preset, set_: Sets = None, store: StoreUrl = None, force: Force = None) -> None:
-    """Say what a run would do and what it would need, without running anything."""
-    from flows.config import load_preset
+def sweep(
+    preset: Preset,
+    grid: Annotated[list[str], GRID],
+    set_: Sets = None,
+    store: StoreUrl = None,
+    force: Force = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Train an autoencoder for each point of a grid on the same rows, and draw their Pareto fronts."""
+    from flows.dag import SWEEP_STAGES
+    from flows.running import sweep_here
+
+    sweep_here(preset, set_ or [], grid, store, _stages(force or [], SWEEP_STAGES), json_file)
+
+
+@app.command()
+def plan(
+    preset: Preset,
+    set_: Sets = None,
+    grid: Annotated[list[str] | None, GRID] = None,
+    store: StoreUrl = None,
+    force: Force = None,
+) -> None:
+    """Say what a run (with --grid: a sweep) would do and what it would need, without running anything."""
+    from flows.config import grid_points, load_preset
+    from flows.dag import STAGES, SWEEP_STAGES
     from flows.planner import plan as make_plan
     from flows.show import show_plan
     from tasks.artifacts import open_store
@@ -66,7 +96,9 @@ def plan(preset: Preset, set_: Sets = None, store: StoreUrl = None, force: Force
     now = settings()
     config = load_preset(preset, set_ or []).resolved(now)
     place = open_store(store or now.store)
-    show_plan(Console(), config, make_plan(config, place, _stages(force or [])), place)
+    points = grid_points(config, grid) if grid else []
+    forced = _stages(force or [], SWEEP_STAGES if grid else STAGES)
+    show_plan(Console(), config, make_plan(config, place, forced, points), place, points)
 
 
 @app.command()
@@ -195,16 +227,15 @@ def _open(url: str | None) -> Any:
     return open_store(url or settings().store)
 
 
-def _stages(names: list[str]) -> frozenset[str]:
-    return frozenset(_stage(name) for name in names)
+def _stages(names: list[str], known: Iterable[str]) -> frozenset[str]:
+    return frozenset(_stage(name, known) for name in names)
 
 
-def _stage(name: str) -> str:
+def _stage(name: str, known: Iterable[str]) -> str:
     from flows.config import nearest
-    from flows.dag import STAGES
     from tasks.errors import InputError
 
-    if name not in STAGES:
-        known = list(STAGES)
-        raise InputError(f"There is no stage {name!r}{nearest(name, known)}; the stages are: {', '.join(known)}.")
+    stages = list(known)
+    if name not in stages:
+        raise InputError(f"There is no stage {name!r}{nearest(name, stages)}; the stages are: {', '.join(stages)}.")
     return name

@@ -7,6 +7,8 @@ Imports no vendor: `saeflow plan` must answer at once.
 """
 
 import difflib
+import itertools
+import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -134,6 +136,36 @@ def config_from(values: dict[str, Any], settings: Iterable[str] = ()) -> Pipelin
         return PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise SpecError(_one_message(error)) from error
+
+
+def grid_points(config: PipelineConfig, axes: Iterable[str]) -> list[TrainSpec]:
+    """Every combination of `key=value,value,...` axes laid over config.train, each once, the last axis fastest.
+
+    Raises SpecError for an axis that is no setting of train, or a combination that cannot be trained.
+    """
+    points: dict[TrainSpec, None] = {}
+    for combination in itertools.product(*map(_axis, axes)):
+        points[config_from(config.model_dump(exclude_unset=True), combination).train] = None
+    return list(points)
+
+
+def _axis(text: str) -> list[str]:
+    """`train.k=8,16` as the settings train.k=8 and train.k=16; a value that is a list itself stands in brackets."""
+    import yaml
+
+    key, equals, values = text.partition("=")
+    if not equals or not values.strip():
+        raise SpecError(f"--grid {text!r} has no values; write it as --grid train.k=8,16,32.")
+    known = [name for name in settable() if name.startswith("train.")]
+    if key not in known:
+        raise SpecError(
+            f"--grid {key!r} cannot vary{nearest(key, known)}: a sweep trains on one set of rows, so only settings of "
+            "train can; give the others with --set."
+        )
+    try:
+        return [f"{key}={json.dumps(value)}" for value in yaml.safe_load(f"[{values}]")]
+    except (yaml.YAMLError, TypeError) as error:
+        raise SpecError(f"--grid {key} has the values {values!r}, which are not readable as YAML.") from error
 
 
 def settable(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:

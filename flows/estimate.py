@@ -5,6 +5,7 @@ Rough on purpose and said so: tokens come from the corpus artifact when there is
 streams); a dense TopK step costs 12 B n d FLOP, as for any pair of matmuls with their gradients.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.config import PipelineConfig
@@ -14,6 +15,7 @@ from tasks.label import label_dollars
 from tasks.model import describe_model
 from tasks.score import score_dollars
 from tasks.settings import settings
+from tasks.train import TrainSpec
 
 BYTES_PER_TOKEN = 4.0
 ARCHIVED_SHARE = 0.7
@@ -37,18 +39,22 @@ class Estimate:
         return 2 * (self.shuffled_bytes or 0)
 
 
-def estimate(config: PipelineConfig, planned: list[Planned]) -> Estimate:
-    """Reckons from the configuration and what is committed already."""
+def estimate(config: PipelineConfig, planned: list[Planned], points: Sequence[TrainSpec] = ()) -> Estimate:
+    """Reckons from the configuration (and a sweep's points) and what is committed already."""
     described = describe_model(config.model)
     tokens = _tokens(config, planned)
     d_model = described.d_model if described else None
     latents = config.train.n_latents
     labelled = min(latents, config.label.max_latents or latents)
     dollars = {"label": label_dollars(config.label, labelled), "score": score_dollars(config.score, labelled)}
+    if points:  # a sweep labels nothing
+        dollars = dict.fromkeys(dollars, 0.0)
     flop = None
     if d_model is not None:
-        steps = config.train.number_of_steps(tokens or 0)
-        flop = 12.0 * config.train.batch_size * steps * latents * d_model
+        flop = sum(
+            12.0 * train.batch_size * train.number_of_steps(tokens or 0) * train.n_latents * d_model
+            for train in points or [config.train]
+        )
     if tokens is None or d_model is None:
         return Estimate(tokens, None, None, None, flop, dollars)
     one_site = tokens * d_model * 2

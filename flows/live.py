@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from flows.events import Event
 from tasks.artifacts import Built, group_digest
 
 PLAIN_EVERY_SECONDS = 10.0
+ADDITIVE = ("capture", "archive")  # whose figures are those of parts of one whole
 COLOURS = {"Cached": "cyan", "Built": "green", "running": "yellow", "failed": "red", "": "dim"}
 
 
@@ -56,10 +58,12 @@ class Row:
         return 0.0 if self.began is None else (self.ended or time.monotonic()) - self.began
 
     def figures(self) -> dict[str, Any]:
-        """The stage's summary; numbers of shards are added up."""
+        """The stage's summary; numbers of shards are added up, the points of a sweep have nothing in common."""
         summaries = [built.artifact.summary for _, built in sorted(self.built.items(), key=lambda item: item[0] or 0)]
         if len(summaries) == 1:
             return summaries[0]
+        if any(built.artifact.stage not in ADDITIVE for built in self.built.values()):
+            return {}
         total: dict[str, Any] = {}
         for summary in summaries:
             for name, value in summary.items():
@@ -71,9 +75,9 @@ class Row:
 class Board:
     """Follows a run's events; a listener for `flows.events.listening`."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, stages: Iterable[str] = STAGES) -> None:
         self.console = console or Console()
-        self.rows = {name: Row() for name in STAGES}
+        self.rows = {name: Row() for name in stages}
         self._live: Live | None = None
         self._lock = threading.Lock()
 

@@ -14,7 +14,6 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.config import PipelineConfig
 from flows.dag import STAGES, wire
-from flows.events import ask_to_stop
 from flows.planner import plan
 from flows.preflight import check
 from flows.stages import PrefectDo
@@ -112,15 +111,8 @@ def carry_out(
     check(config, store)
     guard.protect()  # under a worker too: what the run starts ends with it
     needed = frozenset(STAGES) if only is None else _up_to(config, store, only)
-    do = PrefectDo(store, config.runtime, force, config.capture.shards, only, needed)
-    try:
-        wire(config, do)
-        artifacts = do.finish()
-    except Exception:
-        raise
-    except BaseException:  # cancelled, terminated, Ctrl-C: the stages' threads are told, and stop their jobs
-        ask_to_stop()
-        raise
+    do = PrefectDo(store, config.runtime, force, only, needed)
+    artifacts = do.walk(lambda: wire(config, do))
     _leave_links(config, artifacts)
     return artifacts
 
@@ -139,9 +131,10 @@ def _up_to(config: PipelineConfig, store: Any, only: str) -> frozenset[str]:
 def _leave_links(config: PipelineConfig, artifacts: dict[str, Artifact]) -> None:
     if "report" not in artifacts:
         return
-    location = artifacts["report"].location
-    link = f"{location}/report.html" if "://" in location else f"file://{location}/report.html"
-    create_link_artifact(link, link_text="report.html", key="report", description="The page at the end of the run")
+    create_link_artifact(
+        artifacts["report"].url("report.html"), link_text="report.html", key="report",
+        description="The page at the end of the run",
+    )  # fmt: skip
     lines = [f"## {config.title()}", "", "| stage | figure | value |", "|---|---|---|"]
     for stage in ("model", "train", "evaluate", "label", "score"):
         if stage in artifacts:

@@ -3,14 +3,15 @@
 It walks the same wiring as the run itself, with keys and manifests only: no Prefect, no Ray, no model is loaded.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flows.config import PipelineConfig
-from flows.dag import wire
+from flows.dag import wire, wire_sweep
 from tasks.artifacts import Manifest, Spec, Stage, Store, group_digest
 from tasks.settings import settings
+from tasks.train import TrainSpec
 
 State = Literal["Cached", "will run", "depends"]
 LOOK_AT = 40  # manifests read to find the nearest earlier artifact: enough to explain, bounded on a large store
@@ -44,7 +45,7 @@ class Planner:
         self.planned.append(found)
         return found
 
-    def window(self, count: int, chain: Callable[[int], Any]) -> list[Any]:
+    def window(self, count: int, chain: Callable[[int], Any], at_once: int | None = None) -> list[Any]:
         return [chain(i) for i in range(count)]
 
     def _plan(self, stage: Stage, spec: Spec, inputs: dict[str, Any]) -> Planned:
@@ -88,10 +89,15 @@ class Planner:
         return f"{shown} changed" if best else "its artifact was made with other inputs"
 
 
-def plan(config: PipelineConfig, store: Store, force: frozenset[str] = frozenset()) -> list[Planned]:
-    """The plan of a run: one entry per stage, or per shard of a sharded one, in running order."""
+def plan(
+    config: PipelineConfig, store: Store, force: frozenset[str] = frozenset(), points: Sequence[TrainSpec] = ()
+) -> list[Planned]:
+    """The plan of a run, or of a sweep over `points`: one entry per stage, shard or point, in running order."""
     planner = Planner(store, force)
-    wire(config, planner)
+    if points:
+        wire_sweep(config, points, planner)
+    else:
+        wire(config, planner)
     return planner.planned
 
 

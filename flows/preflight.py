@@ -1,26 +1,33 @@
 """What can be known to fail is told in a run's first second, in one sentence, before anything is computed."""
 
+from collections.abc import Sequence
+
 from flows.config import PipelineConfig
 from flows.estimate import Estimate, estimate
-from flows.planner import plan
+from flows.planner import Planned, plan
 from tasks.artifacts import Store
 from tasks.claude.service import check_access
 from tasks.errors import InputError, StoreError
 from tasks.model import describe_model
+from tasks.train import TrainSpec
 
 
-def check(config: PipelineConfig, store: Store) -> None:
-    """Raises InputError or StoreError when the run cannot end well: store, layers, space, budget, key."""
+def check(config: PipelineConfig, store: Store, points: Sequence[TrainSpec] = ()) -> list[Planned]:
+    """Raises InputError or StoreError when the run cannot end well: store, layers, space, budget, key.
+
+    `points` are those of a sweep. Returns the plan that it was judged by.
+    """
     store.check()
     _check_layers(config)
-    planned = plan(config, store)
+    planned = plan(config, store, points=points)
     to_do = {entry.stage for entry in planned if entry.state != "Cached"}
     if to_do:
-        needs = estimate(config, planned)
+        needs = estimate(config, planned, points)
         _check_space(needs, store)
         _check_budget(needs, to_do, config)
         if to_do & {name for name, dollars in needs.dollars.items() if dollars}:
             check_access()
+    return planned
 
 
 def _check_layers(config: PipelineConfig) -> None:

@@ -1,4 +1,7 @@
-"""`saeflow run`: one run in this process, with its live table, a clean end on Ctrl-C, and no child left behind."""
+"""`saeflow run` and `saeflow sweep`: one run in this process, with a live table and a clean end on Ctrl-C.
+
+No child is left behind, however it ends.
+"""
 
 import contextlib
 import json
@@ -7,13 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flows.config import PipelineConfig, load_preset
+from flows.config import PipelineConfig, grid_points, load_preset
+from flows.dag import SWEEP_STAGES
 from flows.events import Stopped, ask_to_stop, listening, stopping, when_stopping
 from flows.live import Board
 from flows.preflight import check
@@ -22,6 +26,7 @@ from tasks import guard
 from tasks.artifacts import open_store
 from tasks.artifacts.workspace import abandon_open
 from tasks.settings import settings
+from tasks.train import TrainSpec
 
 STOPPED = "Stopped. What was committed stays; the same command goes on from here."
 STOP_SECONDS = 20.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
@@ -31,22 +36,63 @@ def run_here(
     preset: str, sets: list[str], store_url: str | None, force: frozenset[str], only: str | None, json_file: Path | None
 ) -> None:
     """Runs a preset with its table; raises the run's error, or exits with 130 when it was stopped."""
+
+    def carry_out(config: PipelineConfig, store: str) -> None:
+        from flows.pipeline import run
+
+        run(config, store, force, only)
+
     console = Console()
-    guard.sweep()
+    board = Board(console)
+    _follow(board, load_preset(preset, sets), [], store_url, carry_out, json_file)
+    labels = board.rows["label"].figures()
+    if "why" in labels:
+        console.print(f"labels by {labels['labeller']}: {labels['why']}", highlight=False, soft_wrap=True)
+    _link(board, "report", "report.html")
+
+
+def sweep_here(
+    preset: str, sets: list[str], grid: list[str], store_url: str | None, force: frozenset[str], json_file: Path | None
+) -> None:
+    """The same for a sweep over a grid."""
+
+    def carry_out(config: PipelineConfig, store: str) -> None:
+        from flows.sweep import run
+
+        run(config, grid, store, force)
+
     config = load_preset(preset, sets)
+    points = grid_points(config, grid)
+    board = Board(Console(), SWEEP_STAGES)
+    board.console.print(f"{len(points)} points: {' x '.join(grid)}", highlight=False, soft_wrap=True)
+    _follow(board, config, points, store_url, carry_out, json_file)
+    _link(board, "sweep", "sweep.html")
+
+
+def _follow(
+    board: Board,
+    config: PipelineConfig,
+    points: Sequence[TrainSpec],
+    store_url: str | None,
+    carry_out: Callable[[PipelineConfig, str], None],
+    json_file: Path | None,
+) -> None:
+    """Checks, finds or starts a server, and shows the flow that `carry_out` runs until it ends or is stopped."""
+    console = board.console
+    guard.sweep()
     now = settings()
     store = open_store(store_url or now.store)
-    check(config.resolved(now), store)  # what is wrong already is said before anything starts
+    check(config.resolved(now), store, points)  # what is wrong already is said before anything starts
     guard.protect()
     server = find_server(now)
     prepare_environment(server)
     console.print(
         f"{config.title()}\nstore {store.url}   prefect {server or 'temporary server'}", highlight=False, soft_wrap=True
     )
-    board = Board(console)
     try:
         with _stopping_cleanly(console), listening(board), board:
-            _flow(config, store.url, force, only)
+            quiet_console()
+            carry_out(config, store.url)
     except BaseException as error:
         if not stopping() and not isinstance(error, Stopped | KeyboardInterrupt):
             raise
@@ -57,25 +103,12 @@ def run_here(
         _shut_down()
         if json_file is not None:
             json_file.write_text(json.dumps({"schema": 1, "stages": board.result()}, indent=1) + "\n")
-    _say_end(console, board)
 
 
-def _flow(config: PipelineConfig, store_url: str, force: frozenset[str], only: str | None) -> None:
-    from flows.pipeline import run
-
-    quiet_console()
-    run(config, store_url, force, only)
-
-
-def _say_end(console: Console, board: Board) -> None:
-    labels = board.rows["label"].figures()
-    if "why" in labels:
-        console.print(f"labels by {labels['labeller']}: {labels['why']}", highlight=False, soft_wrap=True)
-    report = board.rows["report"].built.get(None)
-    if report is not None:
-        location = report.artifact.location
-        link = f"{location}/report.html" if "://" in location else f"file://{location}/report.html"
-        console.print(f"report {link}", highlight=False, soft_wrap=True)
+def _link(board: Board, stage: str, page: str) -> None:
+    built = board.rows[stage].built.get(None)
+    if built is not None:
+        board.console.print(f"{stage} {built.artifact.url(page)}", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

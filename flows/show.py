@@ -1,5 +1,6 @@
 """Tables and trees of the command line: plan, status, lineage, presets, settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,12 +17,15 @@ from tasks.artifacts import InputReference, Manifest, Store
 from tasks.artifacts.lease import LEASE
 from tasks.artifacts.maintenance import inputs_of
 from tasks.artifacts.store import progress_folder
+from tasks.train import TrainSpec
 
 COLOURS = {"Cached": "cyan", "will run": "yellow", "depends": "dim"}
 
 
-def show_plan(console: Console, config: PipelineConfig, planned: list[Planned], store: Store) -> None:
-    """One line per stage (shards that stand alike are one line), then what the run needs."""
+def show_plan(
+    console: Console, config: PipelineConfig, planned: list[Planned], store: Store, points: Sequence[TrainSpec] = ()
+) -> None:
+    """One line per stage (shards or points that stand alike are one line), then what the run needs."""
     console.print(f"{config.title()}\nstore {store.url}", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "state", "why"):
@@ -31,10 +35,11 @@ def show_plan(console: Console, config: PipelineConfig, planned: list[Planned], 
         why = "" if entry.state == "Cached" and entry.shard is not None else entry.why
         groups.setdefault((entry.stage, entry.state, why), []).append(entry)
     for (stage, state, why), entries in groups.items():
-        label = stage if entries[0].shard is None else f"{stage} ×{len(entries)}"
+        shard = entries[0].shard
+        label = stage if shard is None else f"{stage} {shard + 1}" if len(entries) == 1 else f"{stage} ×{len(entries)}"
         table.add_row(label, f"[{COLOURS[state]}]{state}[/]", why)
     console.print(table)
-    needs = estimate(config, planned)
+    needs = estimate(config, planned, points)
     free = store.files.free_bytes()
     parts = []
     if needs.tokens is not None:

@@ -19,7 +19,7 @@ from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 
-from flows.events import Event, Stopped, publish, stopping
+from flows.events import Event, Stopped, ask_to_stop, publish, stopping
 from tasks.artifacts import Artifact, Built, Spec, Stage, Store
 from tasks.errors import InputError, SaeflowError, ShardsFailed, StageFailed
 from tasks.runtime import Runtime
@@ -38,26 +38,26 @@ class PrefectDo:
         store: Store,
         runtime: Runtime,
         force: frozenset[str],
-        shards: int,
         only: str | None,
         needed: frozenset[str],
     ) -> None:
         self._store = store
         self._runtime = runtime
         self._force = force
-        self._shards = shards
         self._only = only
         self._needed = needed
         self._single: dict[str, PrefectFuture[Any]] = {}
         self._latest: PrefectFuture[Any] | None = None
+        self._of = 0  # how many the window that is open has in all
         self._errors: dict[tuple[str, int | None], BaseException] = {}  # what really happened, in order
 
     def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Any:
         if stage.name not in self._needed:
             return None
+        of = None if shard is None else self._of
         carried = Task(
-            self._in_task(stage, spec, shard), name=stage.name, cache_policy=NO_CACHE, persist_result=False,
-            task_run_name=stage.name if shard is None else f"{stage.name} {shard + 1} of {self._shards}",
+            self._in_task(stage, spec, shard, of), name=stage.name, cache_policy=NO_CACHE, persist_result=False,
+            task_run_name=stage.name if shard is None else f"{stage.name} {shard + 1} of {of}",
         )  # fmt: skip
         future = carried.submit(inputs)
         if shard is None:
@@ -66,15 +66,16 @@ class PrefectDo:
             self._latest = future
         return future
 
-    def window(self, count: int, chain: Callable[[int], Any]) -> list[Any]:
+    def window(self, count: int, chain: Callable[[int], Any], at_once: int | None = None) -> list[Any]:
         """Depth first: shard i is archived before shard i + window is captured. A failed shard stops no other."""
         in_flight: collections.deque[PrefectFuture[Any]] = collections.deque()
+        self._of = count
         chains = []
         for i in range(count):
             chains.append(chain(i))
             if self._latest is not None:
                 in_flight.append(self._latest)
-            while len(in_flight) >= self._runtime.window:
+            while len(in_flight) >= (at_once or self._runtime.window):
                 in_flight.popleft().wait()
             if stopping():
                 raise Stopped
@@ -83,6 +84,17 @@ class PrefectDo:
         if failures:
             raise ShardsFailed(failures, count)
         return chains
+
+    def walk(self, wiring: Callable[[], Any]) -> dict[str, Artifact]:
+        """Has all that `wiring` submits done, and returns the artifacts of the stages that have no shards."""
+        try:
+            wiring()
+            return self.finish()
+        except Exception:
+            raise
+        except BaseException:  # cancelled, terminated, Ctrl-C: the stages' threads are told, and stop their jobs
+            ask_to_stop()
+            raise
 
     def finish(self) -> dict[str, Artifact]:
         """Waits for every stage and returns the artifacts; raises the first failed stage's own error."""
@@ -93,17 +105,21 @@ class PrefectDo:
             raise StageFailed(f"{stage} failed: {type(error).__name__}: {error}") from error
         return {name: future.result() for name, future in self._single.items()}
 
-    def _in_task(self, stage: Stage, spec: Spec, shard: int | None) -> Callable[[dict[str, Any]], State]:
+    def _in_task(
+        self, stage: Stage, spec: Spec, shard: int | None, of: int | None
+    ) -> Callable[[dict[str, Any]], State]:
         """The function a Prefect task runs; one closure per call keeps specs and stores out of Prefect's parameters."""
 
         def run_stage(inputs: dict[str, Any]) -> State:
-            return self._carry_out(stage, spec, shard, inputs)
+            return self._carry_out(stage, spec, shard, of, inputs)
 
         return run_stage
 
-    def _carry_out(self, stage: Stage, spec: Spec, shard: int | None, inputs: dict[str, Any]) -> State:
+    def _carry_out(
+        self, stage: Stage, spec: Spec, shard: int | None, of: int | None, inputs: dict[str, Any]
+    ) -> State:
         """Runs inside the Prefect task."""
-        tell = functools.partial(Event, stage=stage.name, shard=shard, of=None if shard is None else self._shards)
+        tell = functools.partial(Event, stage=stage.name, shard=shard, of=of)
         shown = _ProgressArtifact(stage.name) if shard is None else None
 
         def report(done: float, total: float, unit: str) -> None:

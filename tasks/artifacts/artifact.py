@@ -58,6 +58,11 @@ class Artifact:
         """Where its data files lie, for people and links."""
         return f"{self.store_url}/{self._folder}"
 
+    def url(self, name: str) -> str:
+        """A link to one of its data files, for a browser."""
+        location = self.location
+        return f"{location}/{name}" if "://" in location else f"file://{location}/{name}"
+
     def names(self) -> list[str]:
         """Its data files, sorted, relative paths with forward slashes."""
         return [file.path for file in self.manifest.files]

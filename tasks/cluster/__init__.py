@@ -53,13 +53,14 @@ class Cluster:
     """A Ray cluster this process is connected to; made by `attach_or_start` only.
 
     address: of Ray (GCS), host:port or ray://...; what a job's driver gets from Ray itself as RAY_ADDRESS.
-    dashboard: URL of the Jobs API. embedded: we started it. gpus: how many it has. python: the interpreter for the
-    entrypoint of jobs. folder: Ray's files, when we started it.
+    dashboard: URL of the Jobs API. embedded: we started it. cpus, gpus: how many it has. python: the interpreter for
+    the entrypoint of jobs. folder: Ray's files, when we started it.
     """
 
     address: str
     dashboard: str
     embedded: bool
+    cpus: int
     gpus: int
     python: str
     folder: Path | None = None
@@ -179,7 +180,7 @@ def _start(runtime: Runtime) -> Cluster:
     address, dashboard = context.address_info["address"], f"http://{context.address_info['webui_url']}"
     # Where a job's supervisor looks for its own cluster; without it, it takes whichever it finds on the machine.
     (folder / "ray_current_cluster").write_text(address)
-    return Cluster(address, dashboard, True, _gpus(), sys.executable, folder, runtime.ray_address)
+    return Cluster(address, dashboard, True, *_resources(), sys.executable, folder, runtime.ray_address)
 
 
 def _attach(runtime: Runtime) -> Cluster:
@@ -197,7 +198,7 @@ def _attach(runtime: Runtime) -> Cluster:
         ) from error
     dashboard = runtime.ray_dashboard or f"http://{context.dashboard_url}"
     # A job's driver runs on the cluster, where our interpreter's path means nothing.
-    return Cluster(address, dashboard, False, _gpus(), "python", None, address)
+    return Cluster(address, dashboard, False, *_resources(), "python", None, address)
 
 
 def _reach(address: str) -> None:
@@ -271,7 +272,9 @@ def _be_quiet() -> None:
     worker.print_to_stdstream = lambda data, **_: logging.getLogger(__name__).debug("%s", data)
 
 
-def _gpus() -> int:
+def _resources() -> tuple[int, int]:
+    """CPUs and GPUs of the cluster."""
     import ray
 
-    return int(ray.cluster_resources().get("GPU", 0))
+    found = ray.cluster_resources()
+    return int(found.get("CPU", 0)), int(found.get("GPU", 0))

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.errors import InputError, StageFailed
+from tasks.runtime import Runtime
 
 if TYPE_CHECKING:
     from sae_core import SAEConfig, TrainerConfig
@@ -124,6 +125,16 @@ def train(spec: TrainSpec, out: Workspace, *, rows: Artifact) -> Summary:
         raise StageFailed(f"The training job ended at step {at} of {steps}; run the same command again to go on.")
     out.report(steps, steps, "steps")
     return _write(spec, out, index, rows, checkpoint)
+
+
+def trainings_at_once(runtime: Runtime) -> int:
+    """How many trainings the cluster holds at a time, at least 1. Starts or attaches to it."""
+    from tasks import cluster
+
+    ray = cluster.attach_or_start(runtime)
+    if runtime.device != "cpu" and ray.gpus >= runtime.train_workers:
+        return ray.gpus // runtime.train_workers
+    return max(1, ray.cpus // (runtime.train_workers * runtime.train_threads))
 
 
 def _run(spec: TrainSpec, out: Workspace, rows: Artifact, steps: int) -> None:

@@ -48,10 +48,10 @@ def prefect_server() -> Iterator[None]:
 
 
 def do(
-    store: Store, shards: int = 1, force: frozenset[str] = frozenset(), only: str | None = None, **how: Any
+    store: Store, force: frozenset[str] = frozenset(), only: str | None = None, **how: Any
 ) -> PrefectDo:
     needed = ALL if only is None else frozenset({"one", only})
-    return PrefectDo(store, Runtime(**how), force, shards, only, needed)
+    return PrefectDo(store, Runtime(**how), force, only, needed)
 
 
 def states_of(flow_run_id: Any) -> dict[str, str]:
@@ -120,7 +120,7 @@ def test_failed_shards_are_named_and_the_others_are_kept(tmp_path: Path) -> None
     store = Store(str(tmp_path))
 
     def fan(failing: set[int]) -> None:
-        go = do(store, shards=6, window=2)
+        go = do(store, window=2)
 
         def chain(i: int) -> Any:
             part = go(PART, ToySpec(value=i, fail=i in failing), shard=i)
@@ -162,7 +162,7 @@ def test_shards_run_depth_first_in_a_bounded_window(tmp_path: Path) -> None:
 
     @flow
     def fan() -> None:
-        go = do(Store(str(tmp_path)), shards=8, window=3)
+        go = do(Store(str(tmp_path)), window=3)
         go.window(8, lambda i: go(pack, ToySpec(value=i), shard=i, part=go(part, ToySpec(value=i), shard=i)))
 
     fan()
