@@ -21,11 +21,19 @@ from flows.dag import SWEEP_STAGES
 from flows.events import Stopped, ask_to_stop, listening, stopping, when_stopping
 from flows.live import Board
 from flows.preflight import check
-from flows.server import find_server, prepare_environment, quiet_console, send_last_logs
+from flows.server import (
+    end,
+    find_server,
+    prepare_environment,
+    quiet_console,
+    send_last_logs,
+    start_temporary,
+    wait_for,
+)  # fmt: skip
 from tasks import guard
 from tasks.artifacts import open_store
 from tasks.artifacts.workspace import abandon_open
-from tasks.settings import settings
+from tasks.settings import Settings, settings
 from tasks.train import TrainSpec
 
 STOPPED = "Stopped. What was committed stays; the same command goes on from here."
@@ -85,13 +93,11 @@ def _follow(
     check(config.resolved(now), store, points)  # what is wrong already is said before anything starts
     guard.protect()
     server = find_server(now)
-    prepare_environment(server)
     console.print(
         f"{config.title()}\nstore {store.url}   prefect {server or 'temporary server'}", highlight=False, soft_wrap=True
     )
     try:
-        with _stopping_cleanly(console), listening(board), board:
-            quiet_console()
+        with _stopping_cleanly(console), _server(server, now), listening(board), board:
             carry_out(config, store.url)
     except BaseException as error:
         if not stopping() and not isinstance(error, Stopped | KeyboardInterrupt):
@@ -103,6 +109,26 @@ def _follow(
         _shut_down()
         if json_file is not None:
             json_file.write_text(json.dumps({"schema": 1, "stages": board.result()}, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _server(url: str | None, now: Settings) -> Iterator[None]:
+    """Prefect, ready to report to the server at `url`; None: to a temporary one, which starts beside our imports."""
+    log = now.cache / "logs" / "temporary-server.log"
+    child = None
+    if url is None:
+        url, child = start_temporary(log)
+    try:
+        prepare_environment(url)
+        quiet_console()
+        if child is not None:
+            wait_for(url, child, log)
+        yield
+    finally:
+        if "prefect" in sys.modules:
+            send_last_logs()
+        if child is not None:
+            end(child)
 
 
 def _link(board: Board, stage: str, page: str) -> None:
@@ -154,8 +180,6 @@ def _leave(code: int) -> None:
 
 
 def _shut_down() -> None:
-    if "prefect" in sys.modules:
-        send_last_logs()
     if "ray" in sys.modules:
         from tasks.cluster import shutdown
 

@@ -1,11 +1,23 @@
-"""Which Prefect server a run reports to: the one in PREFECT_API_URL, the one of `saeflow ui`, or a temporary one."""
+"""Which Prefect server a run reports to: the one in PREFECT_API_URL, the one of `saeflow ui`, or a temporary one.
 
+Servers and workers are started here, each in a session of its own: a Ctrl-C at the terminal reaches only the command
+itself, which ends them in order. A server that went first would leave the run waiting for it.
+"""
+
+import contextlib
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 from tasks.artifacts.lease import is_dead, this_process
+from tasks.errors import ClusterError
 from tasks.settings import Settings
 
 ENVIRONMENT = {
@@ -14,18 +26,64 @@ ENVIRONMENT = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second UI calls an analytics host
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start migrates a data base
 }
+TEMPORARY = {  # what Prefect gives the server that it starts itself: no UI, and no services that a single run lacks
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",  # it is ended with the run, and would say what it was just doing
+}
+START_SECONDS = 120.0  # the first start migrates a data base
+STOP_SECONDS = 10.0
 
 
-def prepare_environment(server: str | None) -> None:
+def prepare_environment(server: str) -> None:
     """Sets what Prefect and its children read; to be called before Prefect is imported. What a person set stays."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if server is not None:
-        os.environ["PREFECT_API_URL"] = server
-    else:  # the temporary server is ended with the run, and says so in tracebacks about what it was just doing
-        os.environ["PREFECT_LOGGING_SERVER_LEVEL"] = "CRITICAL"
+    os.environ["PREFECT_API_URL"] = server
+
+
+def start_temporary(log: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    """Starts a Prefect server for one run, on a free port of this machine; its API's URL, which does not answer yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    prefect = find_spec("prefect")
+    assert prefect is not None and prefect.origin is not None
+    place = ["--app-dir", str(Path(prefect.origin).parents[1])]  # uvicorn would take the current folder
+    where = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    arguments = ["uvicorn", *place, "--factory", "prefect.server.api.server:create_app", *where]
+    return f"http://127.0.0.1:{port}/api", spawn(arguments, log, ENVIRONMENT | TEMPORARY)
+
+
+def spawn(module: list[str], log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """`python -m module ...` in a session of its own, its output in `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", *module], stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
+            env=os.environ | (environment or {}),
+        )  # fmt: skip
+
+
+def wait_for(url: str, child: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the server that `child` is answers; raises ClusterError where it ends or stays away."""
+    until = time.monotonic() + START_SECONDS
+    while not healthy(url):
+        if child.poll() is not None or time.monotonic() > until:
+            raise ClusterError(f"The Prefect server did not start; its last words: {log.read_text()[-800:].strip()}")
+        time.sleep(0.1)
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Ends what `spawn` started, gently at first."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    try:
+        child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def quiet_console() -> None:

@@ -1,6 +1,5 @@
 """`saeflow ui`: a Prefect server on this machine, a worker, the demo deployed, and the page. Ctrl-C ends all of it."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,14 +11,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.server import find_server, forget_server, healthy, prepare_environment, remember_server
+from flows.server import (
+    end,
+    find_server,
+    forget_server,
+    healthy,
+    prepare_environment,
+    remember_server,
+    spawn,
+    wait_for,
+)  # fmt: skip
 from tasks import guard
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
 
 POOL = "saeflow"
-START_SECONDS = 120.0
-STOP_SECONDS = 10.0
 
 
 def serve(port: int, browser: bool, store_url: str) -> None:
@@ -36,19 +42,18 @@ def serve(port: int, browser: bool, store_url: str) -> None:
     os.environ["SAEFLOW_STORE"] = store_url if "://" in store_url else str(Path(store_url).absolute())
     os.environ["PREFECT_WORKER_WEBSERVER_HOST"] = "127.0.0.1"
     logs = now.cache / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     children: list[subprocess.Popen[bytes]] = []
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started us in the background, deaf to SIGINT
         signal.signal(number, signal.default_int_handler)
     try:
         with console.status("starting the Prefect server ..."):
             start = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
-            children.append(_start(start, logs / "server.log"))
-            _wait_for(f"{url}/api", children[0], logs / "server.log")
+            children.append(spawn(_prefect(start), logs / "server.log"))
+            wait_for(f"{url}/api", children[0], logs / "server.log")
             remember_server(now, f"{url}/api")
             _call(["work-pool", "create", POOL, "--type", "process", "--overwrite"])
             _call(["deploy", "--all", "--prefect-file", str(files("deployments") / "prefect.yaml")])
-            children.append(_start(["worker", "start", "--pool", POOL], logs / "worker.log"))
+            children.append(spawn(_prefect(["worker", "start", "--pool", POOL]), logs / "worker.log"))
         console.print(
             f"Prefect UI  {url}/deployments   (pipeline/demo: Run, then Quick run)\n"
             f"store       {os.environ['SAEFLOW_STORE']}\n"
@@ -66,39 +71,17 @@ def serve(port: int, browser: bool, store_url: str) -> None:
     finally:
         forget_server(now)
         for child in reversed(children):
-            _end(child)
+            end(child)
         guard.release()
 
 
 def _prefect(arguments: list[str]) -> list[str]:
-    return [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-
-
-def _start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as out:  # its own session: a Ctrl-C at the terminal reaches only us, and we end it in order
-        return subprocess.Popen(
-            _prefect(arguments), stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+    return ["prefect", "--no-prompt", *arguments]
 
 
 def _call(arguments: list[str]) -> None:
-    done = subprocess.run(_prefect(arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-m", *_prefect(arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if done.returncode != 0:
         raise ClusterError(f"prefect {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()[-800:]}")
-
-
-def _wait_for(url: str, child: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
-    while not healthy(url):
-        if child.poll() is not None or time.monotonic() > until:
-            raise ClusterError(f"The Prefect server did not start; its last words: {log.read_text()[-800:].strip()}")
-        time.sleep(0.2)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGTERM)
-    try:
-        child.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)

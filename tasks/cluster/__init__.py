@@ -11,11 +11,13 @@ A local cluster binds every port to loopback, asks for a token of its own, and l
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -40,6 +42,7 @@ Result = TypeVar("Result")
 REACH_SECONDS = 5.0  # how long an address may take to answer before it counts as wrong
 TASK_RETRIES = 2
 START_ATTEMPTS = 3  # Ray gives its parts 30 s to start, which is too little while the machine is busy
+SIGACTION_BYTES = 256  # more than struct sigaction has anywhere; opaque here
 OBJECT_STORE_BYTES = (128 << 20, 512 << 20)  # we pass chunks of some MiB; files carry the rest
 
 # One token for the process: Ray keeps the first it has read, also for a later cluster of the same process.
@@ -163,7 +166,7 @@ def _start(runtime: Runtime) -> Cluster:
         import ray
 
         try:
-            with _free_agent_port():
+            with _free_agent_port(), _keeping_sigterm():
                 context = ray.init(
                     address="local", _temp_dir=str(folder), _node_ip_address="127.0.0.1", dashboard_host="127.0.0.1",
                     include_dashboard=True, log_to_driver=False, logging_level="ERROR",
@@ -190,7 +193,8 @@ def _attach(runtime: Runtime) -> Cluster:
     import ray
 
     try:
-        context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with _keeping_sigterm():
+            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         raise ClusterError(
             f"The Ray cluster at {address!r} cannot be used ({error}). Check runtime.ray_address and, if the cluster "
@@ -254,6 +258,21 @@ def _free_agent_port() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams = usual
+
+
+@contextlib.contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Puts back what the process does at SIGTERM: Ray's own handler prints stacks and aborts.
+
+    By sigaction itself, because Python's `signal` changes handlers in the main thread only, and Ray may start in another.
+    """
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(SIGACTION_BYTES)
+    libc.sigaction(int(signal.SIGTERM), None, before)
+    try:
+        yield
+    finally:
+        libc.sigaction(int(signal.SIGTERM), before, None)
 
 
 def _object_store() -> int:
