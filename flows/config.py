@@ -55,10 +55,16 @@ class PipelineConfig(BaseModel):
         description="Who labels and scores: Claude, or keywords without a language model; auto: Claude with a key.",
         json_schema_extra={"position": 9},
     )
-    label: LabelSpec = _group(LabelSpec, 10, "What its latents mean.")
-    score: ScoreSpec = _group(ScoreSpec, 11, "Whether the labels are true.")
-    report: ReportSpec = _group(ReportSpec, 12, "The page at the end.")
-    runtime: Runtime = _group(Runtime, 13, "How it is run: workers, threads, budget. Changes no result's identity.")
+    claude_latents: int | None = Field(
+        None, ge=1,
+        description="Latents that Claude labels and scores, drawn at random; empty: label.max_latents. Keywords cost "
+        "nothing and are not limited by it.",
+        json_schema_extra={"position": 10},
+    )  # fmt: skip
+    label: LabelSpec = _group(LabelSpec, 11, "What its latents mean.")
+    score: ScoreSpec = _group(ScoreSpec, 12, "Whether the labels are true.")
+    report: ReportSpec = _group(ReportSpec, 13, "The page at the end.")
+    runtime: Runtime = _group(Runtime, 14, "How it is run: workers, threads, budget. Changes no result's identity.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -89,13 +95,15 @@ class PipelineConfig(BaseModel):
         chosen = self.labeller
         if chosen == "auto":
             chosen = "claude" if settings.anthropic_api_key else "keywords"
-        updates: dict[str, Any] = {"preprocess": self.preprocess.model_copy(update={"site": self.site})}
-        if "labeller" not in self.label.model_fields_set:
-            updates["label"] = self.label.model_copy(update={"labeller": chosen})
-        if "scorer" not in self.score.model_fields_set:
-            updates["score"] = self.score.model_copy(update={"scorer": chosen})
-        if "wandb" not in self.runtime.model_fields_set:
-            updates["runtime"] = self.runtime.model_copy(update={"wandb": settings.wandb})
+        label = self.label.model_copy(update={"labeller": self.label.labeller or chosen})
+        if label.labeller == "claude" and label.max_latents is None:
+            label = label.model_copy(update={"max_latents": self.claude_latents})
+        updates = {
+            "preprocess": self.preprocess.model_copy(update={"site": self.site}),
+            "label": label,
+            "score": self.score.model_copy(update={"scorer": self.score.scorer or chosen}),
+            "runtime": self.runtime.model_copy(update={"wandb": self.runtime.wandb or settings.wandb}),
+        }
         return self.model_copy(update=updates)
 
 

@@ -56,6 +56,7 @@ def pipeline(
     evaluate: EvaluateSpec = EvaluateSpec(),
     examples: ExamplesSpec = ExamplesSpec(),
     labeller: Literal["auto", "claude", "keywords"] = "auto",
+    claude_latents: int | None = None,
     label: LabelSpec = LabelSpec(),
     score: ScoreSpec = ScoreSpec(),
     report: ReportSpec = ReportSpec(),
@@ -77,6 +78,7 @@ def pipeline(
         evaluate: How much is held out to measure it.
         examples: How many examples are kept per latent.
         labeller: Who labels and scores; auto asks Claude when ANTHROPIC_API_KEY is set, else uses keywords.
+        claude_latents: How many latents Claude labels and scores, drawn at random; empty: all that can be labelled.
         label: What the labels are made from.
         score: How the labels are tested.
         report: What the page shows.
@@ -87,8 +89,8 @@ def pipeline(
     """
     config = PipelineConfig(
         name=name, model=model, corpus=corpus, capture=capture, archive=archive, preprocess=preprocess, train=train,
-        evaluate=evaluate, examples=examples, labeller=labeller, label=label, score=score, report=report,
-        runtime=runtime,
+        evaluate=evaluate, examples=examples, labeller=labeller, claude_latents=claude_latents, label=label,
+        score=score, report=report, runtime=runtime,
     )  # fmt: skip
     carry_out(config, store, frozenset(force), only)
 

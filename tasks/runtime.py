@@ -55,7 +55,8 @@ class Runtime(BaseModel):
         24.0, gt=0, title="Longest wait for a batch", description="Hours to wait for Claude's answers.",
         json_schema_extra={"position": 10},
     )
-    wandb: Literal["online", "offline", "disabled"] = Field(
-        "offline", title="wandb", description="Where the training's view goes; history.parquet is written always.",
+    wandb: Literal["online", "offline", "disabled"] | None = Field(
+        None, title="wandb", description="Where the training's view goes (history.parquet is always written); empty: "
+        "what SAEFLOW_WANDB or WANDB_MODE says, or offline.",
         json_schema_extra={"position": 11},
     )

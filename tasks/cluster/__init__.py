@@ -264,7 +264,7 @@ def _free_agent_port() -> Iterator[None]:
 def _keeping_sigterm() -> Iterator[None]:
     """Puts back what the process does at SIGTERM: Ray's own handler prints stacks and aborts.
 
-    By sigaction itself, because Python's `signal` changes handlers in the main thread only, and Ray may start in another.
+    By sigaction itself: Python's `signal` changes handlers in the main thread only, and Ray may start in another.
     """
     libc = ctypes.CDLL(None)
     before = ctypes.create_string_buffer(SIGACTION_BYTES)

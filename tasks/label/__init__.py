@@ -30,9 +30,10 @@ COLUMNS = {
 class LabelSpec(Spec):
     """Who labels, which latents, and from how many examples."""
 
-    labeller: Literal["keywords", "claude"] = Field(
-        "keywords", title="Labeller", json_schema_extra={"position": 0},
-        description="keywords: over-represented tokens, no language model; claude: Message Batches (needs a key).",
+    labeller: Literal["keywords", "claude"] | None = Field(
+        None, title="Labeller", json_schema_extra={"position": 0},
+        description="keywords: over-represented tokens, no language model; claude: Message Batches (needs a key); "
+        "empty: the run's labeller, or keywords.",
     )  # fmt: skip
     model: str = Field(
         "claude-haiku-4-5", title="Claude model", json_schema_extra={"position": 1},

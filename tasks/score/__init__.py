@@ -36,9 +36,10 @@ EXAMPLES = 80  # held-out examples of a latent by the default ExamplesSpec, for 
 class ScoreSpec(Spec):
     """Who guesses, and when there are enough held-out examples for a number."""
 
-    scorer: Literal["keywords", "claude"] = Field(
-        "keywords", title="Scorer", json_schema_extra={"position": 0},
-        description="keywords: the label's key words decide; claude: asks in Message Batches (needs a key).",
+    scorer: Literal["keywords", "claude"] | None = Field(
+        None, title="Scorer", json_schema_extra={"position": 0},
+        description="keywords: the label's key words decide; claude: asks in Message Batches (needs a key); "
+        "empty: the run's labeller, or keywords.",
     )  # fmt: skip
     model: str = Field(
         "claude-haiku-4-5", title="Claude model", json_schema_extra={"position": 1},

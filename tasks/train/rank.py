@@ -57,7 +57,8 @@ def _train(files: Files, request: Request) -> None:
     trainer = Trainer(sae.to(device), spec.trainer_config(len(rows)), variance=variance, group=dist.group.WORLD)
     history = _resume(files, trainer)
 
-    view = View(runtime.wandb if rank == 0 else "disabled", request.key, spec.model_dump(mode="json"), settings().cache)
+    mode = (runtime.wandb or "offline") if rank == 0 else "disabled"
+    view = View(mode, request.key, spec.model_dump(mode="json"), settings().cache)
     steps, log_every = trainer.config.steps, spec.steps_between_logs(len(rows))
     shown = 0.0
     while trainer.step_number < steps:

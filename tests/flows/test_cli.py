@@ -87,9 +87,9 @@ def test_a_refused_claude_key_and_a_budget_too_small_are_told_at_once(
     with MessageBatches({"key": "the right one"}) as service:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", service.url)
         monkeypatch.setenv("ANTHROPIC_API_KEY", "planted-secret")
-        code, out, error = saeflow(capsys, "run", "demo")
+        code, out, error = saeflow(capsys, "run", "demo", "--set", "runtime.budget_dollars=1")
         assert code == 1 and "runtime.budget_dollars" in error and "label.max_latents=" in error
-        code, out, error = saeflow(capsys, "run", "demo", "--set", "runtime.budget_dollars=100")
+        code, out, error = saeflow(capsys, "run", "demo")  # the preset asks for as much as the usual budget pays
         assert code == 1 and "ANTHROPIC_API_KEY" in error
         assert "planted-secret" not in out + error
         assert not service.created()

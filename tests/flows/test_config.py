@@ -90,6 +90,18 @@ def test_who_labels_follows_the_key_unless_it_is_said() -> None:
     assert said.resolved(with_key).label.labeller == "keywords"
     apart = load_preset("demo", ["labeller=keywords", "label.labeller=claude"])
     assert (apart.resolved(without).label.labeller, apart.resolved(without).score.scorer) == ("claude", "keywords")
+    posted = PipelineConfig.model_validate(load_preset("demo", ["labeller=claude"]).model_dump())  # as a form does
+    assert posted.resolved(without).label.labeller == posted.resolved(without).score.scorer == "claude"
+    assert posted.resolved(without).runtime.wandb == "offline"
+    assert posted.resolved(settings({"WANDB_MODE": "online"})).runtime.wandb == "online"
+
+
+def test_only_claude_is_limited_to_the_latents_that_are_paid_for() -> None:
+    config = load_preset("demo", ["claude_latents=7"])
+    assert config.resolved(settings({})).label.max_latents is None
+    assert config.resolved(settings({"ANTHROPIC_API_KEY": "sk-test"})).label.max_latents == 7
+    said = load_preset("demo", ["claude_latents=7", "label.max_latents=9", "labeller=claude"])
+    assert said.resolved(settings({})).label.max_latents == 9
 
 
 def test_every_field_of_the_form_is_described_and_placed() -> None:
