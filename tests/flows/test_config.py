@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.config import PipelineConfig, config_from, load_preset, presets, settable
+from flows.config import PipelineConfig, config_from, grid_points, load_preset, presets, settable
 from tasks.errors import InputError, SpecError
 from tasks.settings import settings
 
@@ -18,10 +18,13 @@ def test_every_preset_loads_under_its_own_name(name: str) -> None:
     assert load_preset(name).name == name
 
 
-def test_the_deployment_of_the_demo_is_the_preset() -> None:
+def test_the_deployments_of_the_demo_are_the_preset() -> None:
     deployments = yaml.safe_load((files("deployments") / "prefect.yaml").read_text())["deployments"]
-    demo = next(entry for entry in deployments if entry["name"] == "demo")
+    demo, sweep = (next(entry for entry in deployments if entry["name"] == name) for name in ("demo", "demo-sweep"))
     assert config_from(demo["parameters"]) == load_preset("demo")
+    grid = sweep["parameters"].pop("grid")
+    assert config_from(sweep["parameters"]) == load_preset("demo", ["claude_latents="])
+    assert len(grid_points(load_preset("demo"), grid)) == 3
 
 
 def test_a_setting_changes_one_value_and_keeps_the_rest() -> None:
