@@ -17,31 +17,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_core.architectures import make_sae
+from sae_core.config import SAEConfig
 from sae_core.errors import FormatError
-from sae_core.sae import SAEConfig, TopKSAE
+from sae_core.sae import SAE
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
 SCHEMA = 1
 
 
-def save_sae(sae: TopKSAE, folder: Path | str, metadata: dict[str, Any] | None = None) -> None:
+def save_sae(sae: SAE, folder: Path | str, metadata: dict[str, Any] | None = None) -> None:
     """Writes the autoencoder into `folder`, which is made if needed; equal autoencoders give equal bytes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    record = {"schema": SCHEMA, "sae": sae.config.model_dump(mode="json"), "metadata": metadata or {}}
+    config = sae.config.model_dump(mode="json", exclude_none=True)  # later settings leave older bytes alone
+    record = {"schema": SCHEMA, "sae": config, "metadata": metadata or {}}
     (folder / CONFIG).write_text(json.dumps(record, sort_keys=True, indent=1) + "\n")
 
 
-def load_sae(folder: Path | str, device: torch.device | str = "cpu") -> TopKSAE:
+def load_sae(folder: Path | str, device: torch.device | str = "cpu") -> SAE:
     """The autoencoder saved in `folder`; raises FormatError where it is missing, damaged or foreign."""
     folder = Path(folder)
     config = _config(folder)
     weights = _weights(folder / WEIGHTS)
     with torch.device("meta"):
-        sae = TopKSAE(config)
+        sae = make_sae(config)
     _check(weights, {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}, folder / WEIGHTS)
     sae.load_state_dict(weights, assign=True)
     return sae.requires_grad_(False).to(device).eval()

@@ -1,12 +1,14 @@
 """How good an autoencoder is: one definition for each figure, with its formula and source.
 
-    fvu(x_BD, x_hat_BD, mean_D); l0(values_BK); ce_recovered(clean, spliced, ablated)
+    fvu(x_BD, x_hat_BD, mean_D); l0(codes); ce_recovered(clean, spliced, ablated)
 
-Shapes: B rows (tokens), D width, N latents, K kept per row, T tokens, V vocabulary.
+Shapes: B rows (tokens), D width, N latents, T tokens, V vocabulary.
 """
 
 import torch
 from torch import Tensor
+
+from sae_core.codes import Codes
 
 
 def squared_error(x_BD: Tensor, x_hat_BD: Tensor) -> Tensor:
@@ -35,14 +37,14 @@ def explained_variance(x_BD: Tensor, x_hat_BD: Tensor, mean_D: Tensor | None = N
     return 1.0 - fvu(x_BD, x_hat_BD, mean_D)
 
 
-def l0(values_BK: Tensor) -> float:
+def l0(codes: Codes) -> float:
     """Mean number of latents that fire (activation > 0) per row."""
-    return float((values_BK > 0).sum(dim=1).double().mean())
+    return float(codes.counts().double().mean())
 
 
-def firing_counts(values_BK: Tensor, indices_BK: Tensor, n_latents: int) -> Tensor:
+def firing_counts(codes: Codes, n_latents: int) -> Tensor:
     """In how many of these rows each latent fires, (N,), int64."""
-    return torch.bincount(indices_BK[values_BK > 0], minlength=n_latents)
+    return torch.bincount(codes.pairs().latent_F, minlength=n_latents)
 
 
 def dead_share(firing_counts_N: Tensor) -> float:

@@ -20,7 +20,7 @@ from tasks.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sae_core import TopKSAE
+    from sae_core import SAE
 
 CHUNK_ROWS = 4096
 BATCH_TOKENS = 2048  # of text at once; logits take vocabulary x 4 bytes for each, three times
@@ -66,7 +66,7 @@ EVALUATE = Stage("evaluate", version=1, spec=EvaluateSpec, run=evaluate)
 
 
 def _on_activations(
-    spec: EvaluateSpec, out: Workspace, sae: "TopKSAE", rows: Artifact, index: dict[str, Any]
+    spec: EvaluateSpec, out: Workspace, sae: "SAE", rows: Artifact, index: dict[str, Any]
 ) -> dict[str, Any]:
     import torch
 
@@ -86,12 +86,12 @@ def _on_activations(
         with torch.no_grad():
             codes = sae.encode(x_BD)
             x_hat_BD = sae.decode(codes).cpu()
-        x_BD, values_BK, indices_BK = x_BD.cpu(), codes.values_BK.cpu(), codes.indices_BK.cpu()
+        x_BD = x_BD.cpu()
         found["error"].append(metrics.squared_error(x_BD, x_hat_BD))
         found["deviation"].append(metrics.squared_deviation(x_BD, mean_D))
-        found["active"].append((values_BK > 0).sum(1).double())
+        found["active"].append(codes.counts().double().cpu())
         found["cosine"].append(torch.nn.functional.cosine_similarity(x_BD.double(), x_hat_BD.double(), dim=1))
-        fired_N += metrics.firing_counts(values_BK, indices_BK, sae.config.n_latents)
+        fired_N += metrics.firing_counts(codes, sae.config.n_latents).cpu()
         out.report(begin + len(x_BD), count, "activations")
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     ones = torch.ones(count, dtype=torch.float64)
@@ -107,7 +107,7 @@ def _on_activations(
 
 
 def _on_text(
-    spec: EvaluateSpec, out: Workspace, sae: "TopKSAE", corpus: Artifact, model: Artifact, index: dict[str, Any]
+    spec: EvaluateSpec, out: Workspace, sae: "SAE", corpus: Artifact, model: Artifact, index: dict[str, Any]
 ) -> dict[str, Any]:
     import torch
 
@@ -145,7 +145,7 @@ def _on_text(
     }
 
 
-def _of_batch(model: Any, sae: "TopKSAE", site: str, ids_BL: "Tensor", kept_BL: "Tensor") -> "Tensor":
+def _of_batch(model: Any, sae: "SAE", site: str, ids_BL: "Tensor", kept_BL: "Tensor") -> "Tensor":
     """Sums per row (B, 5), float64: tokens, cross-entropy clean, spliced and ablated, KL of spliced from clean.
 
     Counted are predictions made where the autoencoder acts (kept) of a token that is there.

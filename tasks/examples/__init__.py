@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from sae_core.sae import TopKSAE
+    from sae_core import SAE
     from tasks.examples.codes import Stored
     from tasks.examples.firings import Collection
     from tasks.examples.windows import TokenText
@@ -117,7 +117,7 @@ def examples(
 
 
 def _one_pass(
-    spec: ExamplesSpec, out: Workspace, sae: TopKSAE, site: str, archives: list[Artifact]
+    spec: ExamplesSpec, out: Workspace, sae: SAE, site: str, archives: list[Artifact]
 ) -> tuple[Collection, Stored]:
     from tasks.archive import read_shard
     from tasks.examples.codes import CodeStore

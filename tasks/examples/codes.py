@@ -4,7 +4,7 @@
     for firings, rows in codes.append(sae, read_shard(archive, site)): ...     # chunk by chunk, whole rows
     codes.tokens, codes.latents, ...                                           # afterwards: memory maps
 
-A code takes 8 bytes a firing, k firings a token: for k = 64 and d = 3,072 a twelfth of the bf16 activations.
+A code takes 8 bytes a firing: for 64 firings a token and d = 3,072 a twelfth of the bf16 activations.
 
 Shapes: T tokens, R rows, F firings, all over every shard so far.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from sae_core.sae import TopKSAE
+    from sae_core import SAE
 
 CHUNK_TOKENS = 1 << 16  # firings of so many tokens are sorted at once; a longer row is a chunk of its own
 ENCODE_TOKENS = 1 << 10  # their pre-activations stay in the cache: 1.5 x as fast as 2^15 at n = 2,048 on a CPU
@@ -78,7 +78,7 @@ class CodeStore:
         self._tokens = 0
         self._firings = 0
 
-    def append(self, sae: TopKSAE, shard: dict[str, torch.Tensor]) -> Iterator[tuple[Firings, Rows]]:
+    def append(self, sae: SAE, shard: dict[str, torch.Tensor]) -> Iterator[tuple[Firings, Rows]]:
         """Encodes one captured shard, keeps the codes, and yields them in chunks of whole rows."""
         offsets, row_ids = shard["row_offsets"].numpy(), shard["row_ids"].numpy()
         for first, last in _row_chunks(offsets):
@@ -117,19 +117,17 @@ class CodeStore:
         return np.memmap(path, dtype=COLUMNS[name], mode="r")
 
 
-def encode(sae: TopKSAE, x_TD: torch.Tensor) -> Firings:
+def encode(sae: SAE, x_TD: torch.Tensor) -> Firings:
     """The firings of activations of any float dtype, latents ascending within each token."""
     import numpy as np
 
     counts, latents, values = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
     for part_BD in x_TD.split(ENCODE_TOKENS):
         codes = sae.encode(part_BD.to(sae.W_enc.device))
-        indices_BK, place_BK = codes.indices_BK.sort(dim=1)
-        values_BK = codes.values_BK.gather(1, place_BK)
-        fires_BK = values_BK > 0
-        counts.append(fires_BK.sum(dim=1).cpu().numpy())
-        latents.append(indices_BK[fires_BK].int().cpu().numpy())
-        values.append(values_BK[fires_BK].float().cpu().numpy())
+        pairs = codes.pairs()
+        counts.append(codes.counts().cpu().numpy())
+        latents.append(pairs.latent_F.int().cpu().numpy())
+        values.append(pairs.value_F.float().cpu().numpy())
     return Firings(np.cumsum(np.concatenate(counts)), np.concatenate(latents), np.concatenate(values))
 
 

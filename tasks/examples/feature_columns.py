@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from sae_core.sae import TopKSAE
+    from sae_core import SAE
     from tasks.examples.firings import Collection
     from tasks.examples.windows import TokenText
 
@@ -24,7 +24,7 @@ RESIDUAL_KINDS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 
 
 def feature_columns(
-    found: Collection, sae: TopKSAE, site: str, model: Artifact, text: TokenText, neighbours: int, effect_tokens: int
+    found: Collection, sae: SAE, site: str, model: Artifact, text: TokenText, neighbours: int, effect_tokens: int
 ) -> dict[str, pa.Array]:
     """The columns of features.parquet, one row per latent."""
     import numpy as np
@@ -50,7 +50,7 @@ def feature_columns(
 
 
 def _effect_columns(
-    sae: TopKSAE, site: str, model: Artifact, text: TokenText, effect_tokens: int
+    sae: SAE, site: str, model: Artifact, text: TokenText, effect_tokens: int
 ) -> dict[str, pa.Array]:
     import pyarrow as pa
     import torch

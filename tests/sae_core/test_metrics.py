@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_core import metrics
+from sae_core import CSRCodes, TopKCodes, metrics
 
 
 @settings(max_examples=40, deadline=None)
@@ -31,12 +31,17 @@ def test_fvu_weighs_rows_by_their_variance():
     assert metrics.fvu(x_BD, x_hat_BD, torch.zeros(1)) == pytest.approx(0.01 / 100.01)
 
 
-def test_counts_of_firing_latents():
-    values_BK = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
-    indices_BK = torch.tensor([[4, 1], [4, 2]])
-    counts_N = metrics.firing_counts(values_BK, indices_BK, 6)
+@pytest.mark.parametrize(
+    "codes",
+    [
+        TopKCodes(torch.tensor([[1.0, 0.0], [2.0, 3.0]]), torch.tensor([[4, 1], [4, 2]])),
+        CSRCodes(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([4, 2, 4]), torch.tensor([0, 1, 3])),
+    ],
+)
+def test_counts_of_firing_latents(codes):
+    counts_N = metrics.firing_counts(codes, 6)
     assert counts_N.tolist() == [0, 0, 1, 0, 2, 0]
-    assert metrics.l0(values_BK) == 1.5
+    assert metrics.l0(codes) == 1.5
     assert metrics.dead_share(counts_N) == pytest.approx(4 / 6)
 
 

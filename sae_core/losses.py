@@ -1,0 +1,83 @@
+"""What the training losses of all architectures have in common: their parts, and the auxiliary loss on dead latents.
+
+Every part is a sum over the rows of one rank, so that the sums of all ranks together belong to the global batch:
+
+    L = (error + other + a auxiliary + lambda sparsity) / (rows V)
+
+with V the variance of the target: without the last three L is the FVU.
+
+Shapes: B rows of this rank, D width, N n_latents.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+
+class Batch(NamedTuple):
+    """One rank's share of a global batch, and what a loss may ask about the training."""
+
+    x_BD: Tensor  # normalised
+    target_BD: Tensor  # normalised; x_BD itself unless the autoencoder is a transcoder
+    dead_N: Tensor  # bool
+    k_auxiliary: int
+    group: "dist.ProcessGroup | None" = None  # the ranks over which a batch is selected from; None: this one alone
+    rows: int | None = None  # of the batch that is selected from; None: those of x_BD
+
+    @property
+    def selected_rows(self) -> int:
+        """Rows over which a batch-wide selection is made."""
+        return len(self.x_BD) if self.rows is None else self.rows
+
+
+class Loss(NamedTuple):
+    """The parts of a loss, each a sum over this rank's rows, and what the selection did."""
+
+    error: Tensor  # ||t - t^||^2 of the reconstruction that is reported
+    fired_N: Tensor  # in how many rows each latent fired
+    auxiliary: Tensor | None = None  # weighted by the trainer's `auxiliary`
+    sparsity: Tensor | None = None  # weighted by the trainer's `sparsity`
+    other: Tensor | None = None  # has a weight that its paper fixes
+    threshold: Tensor | None = None  # smallest pre-activation that a batch-wide selection kept
+
+
+def squared_error(reconstruction_BD: Tensor, target_BD: Tensor) -> Tensor:
+    """||t - t^||^2 summed over rows."""
+    return (target_BD - reconstruction_BD).square().sum()
+
+
+def firing_counts(code_BN: Tensor) -> Tensor:
+    """In how many rows each latent fires, (N,), in the code's dtype (exact in fp32 up to 2^24 rows)."""
+    return (code_BN.detach() > 0).sum(dim=0).to(code_BN.dtype)
+
+
+def auxiliary_error(pre_BN: Tensor, W_dec: Tensor, residual_BD: Tensor, dead_N: Tensor, k: int) -> Tensor:
+    """The part of the residual that dead latents could explain: ||e - e^||^2 summed over rows; 0 while none is dead.
+
+    Gao et al. 2024, section 2.4 and A.2 ("AuxK"): e^ is decoded, without bias, from the k largest pre-activations of
+    dead latents; the residual is a constant. Any number of dead latents takes part, and no host waits to count them.
+    """
+    k = min(k, len(dead_N))
+    values_BK, indices_BK = pre_BN.masked_fill(~dead_N, -torch.inf).topk(k, dim=1, sorted=False)
+    explained_BD = F.embedding_bag(indices_BK, W_dec, per_sample_weights=values_BK.relu(), mode="sum")
+    return squared_error(explained_BD, residual_BD.detach()) * dead_N.any()
+
+
+@torch.no_grad()
+def batch_threshold(pre_BN: Tensor, k: int, batch: Batch) -> Tensor:
+    """The (k x rows)-th largest positive pre-activation of the whole batch, or 0 where there are fewer; shape ().
+
+    Bussmann et al. 2024, "BatchTopK sparse autoencoders". Each rank sends its candidates, as many as could be among
+    the largest, and all ranks choose from all of them: the result is that of one process that holds the whole batch.
+    """
+    wanted = k * batch.selected_rows
+    pre = pre_BN.flatten()
+    candidates = pre.topk(min(wanted, len(pre)), sorted=False).values
+    if batch.group is not None:
+        gathered = [torch.empty_like(candidates) for _ in range(dist.get_world_size(batch.group))]
+        dist.all_gather(gathered, candidates.contiguous(), group=batch.group)
+        candidates = torch.cat(gathered)
+    return candidates.topk(min(wanted, len(candidates)), sorted=False).values.min().clamp_min(0)
