@@ -21,7 +21,7 @@ CONCERNED: dict[str, tuple[Architecture, ...]] = {  # who reads a field that not
     "prefixes": ("matryoshka",),
     "selection": ("matryoshka",),
     "bandwidth": ("jumprelu",),
-    "decoder_norm": ("relu", "gated"),  # the others keep it at 1, and a transcoder's decoder starts at zero
+    "decoder_norm": ("relu",),  # the others keep it at 1, and a transcoder's decoder starts at zero
     "d_out": ("transcoder",),
     "skip": ("transcoder",),
 }

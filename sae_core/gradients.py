@@ -16,12 +16,13 @@ Shapes: B rows of this rank, D d_in, N n_latents, K k, M dead latents.
 """
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae_core.sae import TopKSAE
+from sae_core.sae import SAE, TopKSAE
 from sae_core.topk import top_k, top_k_indices
 
 
@@ -32,6 +33,16 @@ class Gradients:
     W_enc: Tensor  # (N, D)
     W_dec: Tensor  # (N, D)
     small: Tensor  # everything else in one vector, so that one more all-reduce is enough
+
+    @property
+    def by_name(self) -> dict[str, Tensor]:
+        """The gradient of every parameter."""
+        return {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_enc": self.b_enc, "b_pre": self.b_pre}
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """What the ranks add up."""
+        return [self.W_enc, self.W_dec, self.small]
 
     @property
     def b_enc(self) -> Tensor:
@@ -54,6 +65,11 @@ class Gradients:
     def sums(self) -> Tensor:
         """Squared error / V, auxiliary squared error / V, and squared norm of the input, each summed over rows."""
         return self.small[-3:]
+
+
+def written_by_hand(sae: SAE) -> TypeGuard[TopKSAE]:
+    """Whether `gradients` is this autoencoder's loss; the others take `sae_core.autograd`."""
+    return type(sae) is TopKSAE and sae.config.subtracts_pre_bias and not sae.config.multi_topk
 
 
 @torch.no_grad()

@@ -24,13 +24,13 @@ class Batch(NamedTuple):
     target_BD: Tensor  # normalised; x_BD itself unless the autoencoder is a transcoder
     dead_N: Tensor  # bool
     k_auxiliary: int
-    group: "dist.ProcessGroup | None" = None  # the ranks over which a batch is selected from; None: this one alone
-    rows: int | None = None  # of the batch that is selected from; None: those of x_BD
+    group: "dist.ProcessGroup | None" = None  # the ranks that share the batch equally; None: this one alone
+    select_per_rank: bool = False  # whether a batch-wide selection looks at x_BD alone
 
     @property
-    def selected_rows(self) -> int:
-        """Rows over which a batch-wide selection is made."""
-        return len(self.x_BD) if self.rows is None else self.rows
+    def world(self) -> int:
+        """Number of ranks that share the batch."""
+        return dist.get_world_size(self.group) if self.group else 1
 
 
 class Loss(NamedTuple):
@@ -73,11 +73,12 @@ def batch_threshold(pre_BN: Tensor, k: int, batch: Batch) -> Tensor:
     Bussmann et al. 2024, "BatchTopK sparse autoencoders". Each rank sends its candidates, as many as could be among
     the largest, and all ranks choose from all of them: the result is that of one process that holds the whole batch.
     """
-    wanted = k * batch.selected_rows
+    together = batch.group is not None and not batch.select_per_rank
+    wanted = k * len(pre_BN) * (batch.world if together else 1)
     pre = pre_BN.flatten()
     candidates = pre.topk(min(wanted, len(pre)), sorted=False).values
-    if batch.group is not None:
-        gathered = [torch.empty_like(candidates) for _ in range(dist.get_world_size(batch.group))]
+    if together:
+        gathered = [torch.empty_like(candidates) for _ in range(batch.world)]
         dist.all_gather(gathered, candidates.contiguous(), group=batch.group)
         candidates = torch.cat(gathered)
     return candidates.topk(min(wanted, len(candidates)), sorted=False).values.min().clamp_min(0)

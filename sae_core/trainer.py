@@ -1,4 +1,4 @@
-"""One training step of a TopK autoencoder, on one process or on several that stay bit-equal.
+"""One training step of an autoencoder, on one process or on several that stay bit-equal.
 
     trainer = Trainer(sae, TrainerConfig(batch_size=1024, steps=1200), variance=V)
     for step in range(trainer.step_number, 1200):
@@ -6,8 +6,9 @@
     trainer.figures()                       # loss, fvu, l0, dead_share ... since the last call
     trainer.state_dict()                    # tensors and plain numbers: all that a next step depends on
 
-Every rank computes the gradient sums of its share of the global batch, two large and one small all-reduce add them up,
-and every rank makes the same update: there is no wrapper to call past, and the sum is the same on all ranks.
+Every rank computes the gradient sums of its share of the global batch, all-reduces add them up, and every rank makes
+the same update: there is no wrapper to call past, and the sum is the same on all ranks. TopK's gradients are written by
+hand (`sae_core.gradients`), those of the other architectures come from autograd (`sae_core.autograd`).
 
 Shapes: B rows of this rank, D d_in, N n_latents.
 """
@@ -19,12 +20,12 @@ from pydantic import Field
 from torch import Tensor
 from torch import distributed as dist
 
+from sae_core.autograd import SUMS, AutogradGradients, gradients_by_autograd
 from sae_core.errors import ActivationError, CheckpointError
-from sae_core.gradients import Gradients, gradients
-from sae_core.sae import TopKSAE
+from sae_core.gradients import Gradients, gradients, written_by_hand
+from sae_core.losses import Batch
+from sae_core.sae import SAE
 from sae_core.schedule import ScheduleConfig, factor
-
-PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
 
 
 class TrainerConfig(ScheduleConfig):
@@ -39,13 +40,19 @@ class TrainerConfig(ScheduleConfig):
     auxiliary: float = Field(1 / 32, ge=0, description="Weight of the auxiliary loss on dead latents; 0 turns it off.")
     k_auxiliary: int | None = Field(None, ge=1, description="Dead latents per row in it; None: about d_in / 2.")
     dead_after_rows: int = Field(10_000_000, ge=1, description="Rows without firing after which a latent is dead.")
+    sparsity: float = Field(0.0, ge=0, description="Weight of the sparsity penalty, where the architecture has one.")
+    sparsity_warmup_steps: int = Field(0, ge=0, description="Steps over which that weight rises linearly from 0.")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest norm of all gradients together, those of the mean ||x - x^||^2; None: any."
+    )
+    select_per_rank: bool = Field(False, description="Batch-wide selections look at each rank's rows alone.")
 
 
 class Trainer:
     """The autoencoder with its optimizer, counters and schedule."""
 
     def __init__(
-        self, sae: TopKSAE, config: TrainerConfig, *, variance: float, group: "dist.ProcessGroup | None" = None
+        self, sae: SAE, config: TrainerConfig, *, variance: float, group: "dist.ProcessGroup | None" = None
     ) -> None:
         """`variance`: E||x - mean||^2 of the normalised data. `group`: the ranks that share a batch; None: this one.
 
@@ -63,7 +70,7 @@ class Trainer:
                 "choose a batch size that is a multiple of the number of ranks."
             )
         self._k_auxiliary = config.k_auxiliary or max(1, 1 << round(torch.tensor(sae.config.d_in / 2).log2().item()))
-        self._parameters = {name: getattr(sae, name) for name in PARAMETERS}
+        self._parameters = dict(sae.named_parameters())
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=config.lr,
@@ -80,7 +87,8 @@ class Trainer:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
         self._silent_N = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)  # rows since it fired
-        self._sums = torch.zeros(5, dtype=torch.float64, device=device)  # since `figures`: 3 of gradients, fired, steps
+        sums = 3 if written_by_hand(sae) else SUMS
+        self._sums = torch.zeros(sums + 2, dtype=torch.float64, device=device)  # since `figures`, + fired and steps
         if group:
             for tensor in sae.state_dict().values():
                 dist.broadcast(tensor, group_src=0, group=group)
@@ -91,13 +99,20 @@ class Trainer:
         return self.config.lr * factor(self.step_number, self.config)
 
     @property
+    def sparsity(self) -> float:
+        """Weight of the sparsity penalty in the next step."""
+        return self.config.sparsity * min(1.0, (self.step_number + 1) / max(1, self.config.sparsity_warmup_steps))
+
+    @property
     def dead(self) -> Tensor:
         """Which latents are dead now, bool (N,)."""
         return self._silent_N >= self.config.dead_after_rows
 
     @torch.no_grad()
-    def step(self, x_BD: Tensor) -> None:
+    def step(self, x_BD: Tensor, target_BD: Tensor | None = None) -> None:
         """One update from this rank's share of the global batch: float (batch_size / ranks, D), in rank order.
+
+        A transcoder needs the rows of its target too, (batch_size / ranks, d_out).
 
         Raises ActivationError, on every rank and before anything is changed, for values that are not finite; on a GPU,
         where looking would stop the queue, `figures` and `state_dict` raise instead.
@@ -107,63 +122,79 @@ class Trainer:
                 f"This step got {len(x_BD)} rows on one of {self._world} ranks, but the batch of all of them has "
                 f"{self.config.batch_size}; give each rank its share."
             )
-        sums = gradients(
-            self.sae,
-            self.sae.normalise(x_BD)[0],
-            self.dead.nonzero().squeeze(1),
-            rows=self.config.batch_size,
-            variance=self._variance,
-            auxiliary=self.config.auxiliary,
-            k_auxiliary=self._k_auxiliary,
-        )
+        sums = self._gradients(x_BD, target_BD)
         if self._group:
-            for tensor in (sums.W_enc, sums.W_dec, sums.small):
+            for tensor in sums.shared:
                 dist.all_reduce(tensor, group=self._group)
         if sums.small.device.type == "cpu":
             _require_finite(sums.sums.tolist(), self.step_number)
         self._update(sums)
+        if isinstance(sums, AutogradGradients):
+            self.sae.after_step(sums.threshold, self.step_number)
         fired_N = sums.fired > 0
         self._silent_N += self.config.batch_size
         self._silent_N.masked_fill_(fired_N, 0)
-        self._sums[:3] += sums.sums
-        self._sums[3] += sums.fired.sum()
-        self._sums[4] += 1
+        self._sums[:-2] += sums.sums
+        self._sums[-2] += sums.fired.sum()
+        self._sums[-1] += 1
         self.step_number += 1
 
-    def _update(self, sums: Gradients) -> None:
-        """AdamW on all parameters; decoder directions keep norm 1 and get no gradient along themselves.
+    def _gradients(self, x_BD: Tensor, target_BD: Tensor | None) -> Gradients | AutogradGradients:
+        """Sums over this rank's rows."""
+        x_BD, target_BD = self.sae.training_pair(x_BD, target_BD)
+        rows, variance, auxiliary = self.config.batch_size, self._variance, self.config.auxiliary
+        if written_by_hand(self.sae):
+            dead_M = self.dead.nonzero().squeeze(1)
+            return gradients(
+                self.sae, x_BD, dead_M,
+                rows=rows, variance=variance, auxiliary=auxiliary, k_auxiliary=self._k_auxiliary,
+            )  # fmt: skip
+        batch = Batch(x_BD, target_BD, self.dead, self._k_auxiliary, self._group, self.config.select_per_rank)
+        return gradients_by_autograd(
+            self.sae, batch, rows=rows, variance=variance, auxiliary=auxiliary, sparsity=self.sparsity
+        )
+
+    def _update(self, sums: Gradients | AutogradGradients) -> None:
+        """AdamW on all parameters. Where decoder directions are kept at norm 1, they get no gradient along themselves.
 
         Bricken et al. 2023, "Towards monosemanticity", appendix: with the parallel part left in, Adam's moments carry a
         motion that the renormalisation takes back at each step.
         """
         W_dec = self.sae.W_dec
-        along_N1 = (sums.W_dec * W_dec).sum(dim=1, keepdim=True)
-        sums.W_dec.addcmul_(along_N1, W_dec, value=-1)
-        found = (sums.W_enc, sums.W_dec, sums.b_enc, sums.b_pre)
-        for parameter, gradient in zip(self._parameters.values(), found, strict=True):
-            parameter.grad = gradient
+        found = sums.by_name
+        if self.sae.unit_decoder:
+            along_N1 = (found["W_dec"] * W_dec).sum(dim=1, keepdim=True)
+            found["W_dec"].addcmul_(along_N1, W_dec, value=-1)
+        for name, parameter in self._parameters.items():
+            parameter.grad = found[name]
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip_norm / self._variance)
         for settings in self._optimizer.param_groups:
             settings["lr"] = self.learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        W_dec.div_(W_dec.norm(dim=1, keepdim=True))
+        if self.sae.unit_decoder:
+            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 
     def figures(self) -> dict[str, float]:
         """Means over the steps since the last call (at least one); begins anew.
 
-        fvu, auxiliary and loss are in units of the variance V; loss = fvu + weight x auxiliary.
+        fvu, auxiliary and loss are in units of the variance V; loss = fvu + weight x auxiliary + whatever else the
+        architecture's loss has. Where that has a sparsity term: `sparsity`, its mean over rows before any weight.
         """
-        error, auxiliary, norm, fired, steps = self._sums.tolist()
+        error, auxiliary, norm, *more, fired, steps = self._sums.tolist()
         _require_finite([error, auxiliary, norm], self.step_number)
         self._sums.zero_()
         rows = steps * self.config.batch_size
-        return {
-            "loss": (error + self.config.auxiliary * auxiliary) / rows,
+        loss, sparsity = more or (error + self.config.auxiliary * auxiliary, 0.0)
+        figures = {
+            "loss": loss / rows,
             "fvu": error / rows,
             "auxiliary": auxiliary / rows,
             "l0": fired / rows,
             "dead_share": float(self.dead.double().mean()),
         }
+        return figures | ({"sparsity": sparsity / rows} if self.sae.penalises_sparsity else {})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a next step depends on, as named tensors on the CPU; resuming from it repeats the bits."""

@@ -13,14 +13,14 @@ class GatedSAE(SAE):
 
     gate = W_enc (x - b_pre) + b_gate,  magnitude = exp(r_mag) * W_enc (x - b_pre) + b_mag
     z = H(gate) * ReLU(magnitude)
-    L = ||x - x^(z)||^2 + lambda sum_i ReLU(gate_i) ||W_dec,i|| + ||x - x^_frozen(ReLU(gate))||^2
+    L = ||x - x^(z)||^2 + lambda sum_i ReLU(gate_i) + ||x - x^_frozen(ReLU(gate))||^2
 
-    The frozen decoder is the decoder without gradient, so the last term trains the gate alone. The paper keeps the
-    decoder at norm 1 instead of weighting the penalty by its norms; the minimum is the same.
+    The frozen decoder is the decoder without gradient, so the last term trains the gate alone. Decoder directions are
+    kept at norm 1. Weighting the penalty by free norms instead would leave it without effect: norms shrink, r_mag makes
+    up for it, and the frozen term does not push back.
     """
 
     latent_vectors = ("b_gate", "b_mag", "r_mag")
-    unit_decoder = False
     uses_auxiliary = False
     penalises_sparsity = True
     b_gate: nn.Parameter
@@ -37,7 +37,7 @@ class GatedSAE(SAE):
         return CSRCodes.from_dense(_gated(*self.paths(normalised_BD)))
 
     def loss(self, batch: Batch) -> Loss:
-        """Squared error, L1 of the gate weighted by decoder norms, and the error of the gate with a frozen decoder."""
+        """Squared error, L1 of the gate, and the error of the gate with a frozen decoder."""
         gate_BN, magnitude_BN = self.paths(batch.x_BD)
         code_BN, open_BN = _gated(gate_BN, magnitude_BN), gate_BN.relu()
         error = squared_error(code_BN @ self.W_dec + self.b_pre, batch.target_BD)
@@ -45,7 +45,7 @@ class GatedSAE(SAE):
         return Loss(
             error,
             firing_counts(code_BN),
-            sparsity=(open_BN @ self.W_dec.norm(dim=1)).sum(),
+            sparsity=open_BN.sum(),
             other=squared_error(frozen_BD, batch.target_BD),
         )
 
