@@ -88,7 +88,7 @@ class PipelineConfig(BaseModel):
     def title(self) -> str:
         """Model, site and size in a few words: names runs in the UI."""
         model = Path(self.model.path).name if self.model.path else "demo-model"
-        return f"{self.name} {model} {self.site} n={self.train.n_latents} k={self.train.k}"
+        return f"{self.name} {model} {self.site} {self.train.size()}"
 
     def resolved(self, settings: Settings) -> "PipelineConfig":
         """Fills in what depends on other stages or on the environment, so that keys say what really happens."""

@@ -107,7 +107,7 @@ def show_presets(console: Console) -> None:
         table.add_column(name)
     for name in preset_names():
         config = load_preset(name)
-        size = (str(config.train.n_latents), str(config.train.k))
+        size = (str(config.train.n_latents), str(config.train.k) if config.train.uses_k else "-")
         table.add_row(name, config.model.path or "its own", config.site, *size)
     console.print(table)
 

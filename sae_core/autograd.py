@@ -42,7 +42,7 @@ class AutogradGradients:
 
     @property
     def sums(self) -> Tensor:
-        """Squared error / V, auxiliary / V, squared norm of the input, loss / V, sparsity: each summed over rows."""
+        """Squared error / V, auxiliary / V, squared norm of what was given, loss / V, sparsity: summed over rows."""
         return self.small[-SUMS:]
 
 
@@ -67,7 +67,7 @@ def gradients_by_autograd(
         zero if found.threshold is None else found.threshold / batch.world,
         found.error / variance,
         zero if found.auxiliary is None or auxiliary == 0 else found.auxiliary / variance,
-        batch.x_BD.square().sum(),
+        batch.x_BD.square().sum() + (0 if batch.target_BD is batch.x_BD else batch.target_BD.square().sum()),
         loss,
         zero if found.sparsity is None else found.sparsity,
     ]

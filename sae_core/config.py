@@ -25,7 +25,6 @@ CONCERNED: dict[str, tuple[Architecture, ...]] = {  # who reads a field that not
     "d_out": ("transcoder",),
     "skip": ("transcoder",),
 }
-PAPER_BANDWIDTH = 1e-3  # of JumpReLU, for rows of mean squared norm 1
 PREFIX_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
@@ -70,7 +69,7 @@ class SAEConfig(BaseModel):
         None, description="Of matryoshka. batch (None): the k x rows largest of the batch. row: the k of each row."
     )
     bandwidth: float | None = Field(
-        None, gt=0, description="Width of JumpReLU's kernel, in units of pre-activations; None: sqrt(d_in) / 1000."
+        None, gt=0, description="Width of JumpReLU's kernel, in units of pre-activations; None: 0.05."
     )
     d_out: int | None = Field(None, ge=1, description="Width of a transcoder's target; None: d_in.")
     skip: bool | None = Field(None, description="Adds a linear path from a transcoder's input to its output.")

@@ -146,8 +146,8 @@ class SAE(nn.Module, ABC):
     def loss(self, batch: Batch) -> Loss:
         """The training loss of one rank's rows, for autograd."""
 
-    def after_step(self, threshold: Tensor | None, step: int) -> None:
-        """Lets an architecture learn from what step number `step` (from 0) selected."""
+    def after_step(self, threshold: Tensor, step: int) -> None:
+        """Lets an architecture learn from what step number `step` (from 0) selected; `threshold` has shape ()."""
 
     def _checked(self, x_BD: Tensor, width: int) -> Tensor:
         if x_BD.ndim != 2 or x_BD.shape[1] != width:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from sae_core.codes import Codes, CSRCodes
-from sae_core.config import PAPER_BANDWIDTH
 from sae_core.losses import Batch, Loss, firing_counts, squared_error
 from sae_core.sae import SAE
+
+BANDWIDTH = 0.05
 
 
 class JumpReLUSAE(SAE):
@@ -16,8 +17,9 @@ class JumpReLUSAE(SAE):
 
     z = pre H(pre - theta) with theta = exp(log_threshold),  L = ||x - x^||^2 + lambda ||z||_0
 
-    Both steps have no gradient of their own: see `jump` and `step`. The paper's bandwidth and first threshold, 0.001,
-    are for rows of mean squared norm 1; here they are scaled to rows of norm sqrt(d), as `normalization="scale"` makes.
+    Both steps have no gradient of their own: see `jump` and `step`. The first thresholds are as large as the bandwidth.
+    The paper's 0.001 for both is for rows of norm 1 and d = 2,304 to 3,584, where first pre-activations spread by
+    1/sqrt(d) = 0.02; BANDWIDTH is that for a spread of 1, as `normalization="scale"` gives at any width.
     """
 
     latent_vectors = ("b_enc", "log_threshold")
@@ -28,7 +30,7 @@ class JumpReLUSAE(SAE):
     @property
     def bandwidth(self) -> float:
         """Width of the rectangle kernel, in units of pre-activations."""
-        return self.config.bandwidth or PAPER_BANDWIDTH * self.config.d_in**0.5
+        return self.config.bandwidth or BANDWIDTH
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -169,7 +169,7 @@ def _page(inputs: dict[str, Artifact], archives: list[Artifact], table: Json) ->
     return {
         "title": title,
         "headline": title,
-        "lede": lede(config, inputs, archives, table),
+        "lede": lede(config, inputs, table, measured),
         "notes": notes(inputs["labels"], table),
         "figures": figures(measured, FIGURES),
         "facts": facts(config, inputs, archives, measured, FIGURES),

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from tasks.artifacts import Artifact
 
 Json = dict[str, Any]
+ARCHITECTURES = {  # name, and how many latents a token is written as
+    "topk": ("TopK", "at most {k}"),
+    "batch_topk": ("BatchTopK", "{k} on average"),
+    "matryoshka": ("Matryoshka", "{k} on average"),
+    "relu": ("ReLU", "{l0} on average"),
+    "jumprelu": ("JumpReLU", "{l0} on average"),
+    "gated": ("gated", "{l0} on average"),
+}
 SITES = {
     "resid_pre": "the residual stream before layer {}",
     "resid_post": "the residual stream after layer {}",
@@ -26,16 +34,20 @@ def headline(config: Json, model: Artifact) -> str:
     return f"{config['sae']['n_latents']:,} latents of {_model_name(model)}, {config['metadata']['site']}"
 
 
-def lede(config: Json, inputs: Mapping[str, Artifact], archives: list[Artifact], table: Json) -> str:
+def lede(config: Json, inputs: Mapping[str, Artifact], table: Json, measured: Json) -> str:
     """What was done and what came out, in three sentences."""
     kind, _, layer = str(config["metadata"]["site"]).partition(".")
     sae, tokens = config["sae"], inputs["examples"].summary["tokens"]
     site = SITES.get(kind, "the site {}").format(layer)
     labelled = sum(label is not None for label in table["label"])
     scored = [row for row in zip(table["score"], table["baseline"], strict=True) if None not in row]
+    name, many = ARCHITECTURES[sae.get("architecture", "topk")]
+    if sae.get("selection") == "row":
+        many = "at most {k}"
+    many = many.format(k=sae["k"], l0=write(estimate(measured.get("l0"))[0]))
     text = (
-        f"A TopK sparse autoencoder reads {site} (counted from 0) and writes each of {tokens:,} tokens as at most "
-        f"{sae['k']} of {sae['n_latents']:,} latents. {labelled:,} of them have a label, and {len(scored):,} fire "
+        f"A {name} sparse autoencoder reads {site} (counted from 0) and writes each of {tokens:,} tokens as {many} "
+        f"of {sae['n_latents']:,} latents. {labelled:,} of them have a label, and {len(scored):,} fire "
         "often enough on held-out text for the label to be scored"
     )
     if not scored:
@@ -130,7 +142,7 @@ def facts(
             [
                 ("Site", config["metadata"]["site"]),
                 ("Latents", write(sae["n_latents"])),
-                ("Active per token, at most (k)", write(sae["k"])),
+                *_sparsity(sae),
                 ("Width of the activations", write(sae["d_in"])),
                 ("Normalisation", sae["normalization"].replace("_", " ")),
                 *_told(inputs["sae"], TRAINING),
@@ -140,6 +152,14 @@ def facts(
         ("Further figures", further),
     ]
     return [{"name": name, "rows": rows} for name, rows in groups if rows]
+
+
+def _sparsity(sae: Json) -> list[tuple[str, str]]:
+    name = ARCHITECTURES[sae.get("architecture", "topk")][0]
+    if name == "TopK":
+        return [("Active per token, at most (k)", write(sae["k"]))]
+    kept = [("Active per token, on average (k)", write(sae["k"]))] if sae["k"] else []
+    return [("Architecture", name), *kept]
 
 
 def _told(artifact: Artifact, names: Mapping[str, str]) -> list[tuple[str, str]]:

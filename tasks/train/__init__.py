@@ -12,92 +12,16 @@ job) -> job.py (its driver) -> rank.py (each worker); they meet in files of prog
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
-
-from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
+from tasks.artifacts import Artifact, Stage, Summary, Workspace
 from tasks.errors import InputError, StageFailed
 from tasks.runtime import Runtime
+from tasks.train.spec import TrainSpec
 
 if TYPE_CHECKING:
-    from sae_core import SAEConfig, TrainerConfig
     from tasks.cluster import Cluster
     from tasks.train.progress import Checkpoint
-
-HISTORY_ROWS = 400  # rows of history.parquet where log_every is not given
-
-
-def _at(position: int, default: Any, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"position": position}, **limits)
-
-
-class TrainSpec(Spec):
-    """The autoencoder, its loss and its optimizer."""
-
-    n_latents: int = _at(0, 2048, "Number of latents.", ge=1)
-    k: int = _at(1, 16, "Latents kept per token.", ge=1)
-    normalization: Literal["none", "standardise_rows", "scale"] = _at(
-        2, "none", "none: as they are; standardise_rows: each token to mean 0, deviation 1; scale: E||x|| = sqrt(d)."
-    )
-    batch_size: int = _at(3, 1024, "Tokens per step, over all workers together.", ge=1)
-    epochs: float = _at(4, 1.0, "Passes over the training rows; rounded up to whole steps.", gt=0)
-    steps: int | None = _at(5, None, "Number of steps; empty: by epochs.", ge=1)
-    lr: float | None = _at(6, None, "Peak learning rate; empty: 0.25 / sqrt(n_latents).", gt=0)
-    warmup: float = _at(7, 0.05, "Share of the steps over which the learning rate rises.", ge=0, le=1)
-    schedule: Literal["constant", "linear", "cosine"] = _at(
-        8, "linear", "constant; linear: to floor over the last decay_share of the steps; cosine: over all of them."
-    )
-    decay_share: float = _at(9, 0.2, "Share of the steps, at the end, over which linear decays.", gt=0, le=1)
-    floor: float = _at(10, 0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
-    beta1: float = _at(11, 0.9, "AdamW's decay of the mean gradient.", ge=0, lt=1)
-    beta2: float = _at(12, 0.999, "AdamW's decay of the squared gradient.", ge=0, lt=1)
-    epsilon: float = _at(13, 6.25e-10, "AdamW's epsilon.", gt=0)
-    weight_decay: float = _at(14, 0.0, "AdamW's weight decay.", ge=0)
-    auxiliary: float = _at(15, 1 / 32, "Weight of the auxiliary loss, which revives dead latents; 0: none.", ge=0)
-    k_auxiliary: int | None = _at(16, None, "Dead latents per token in it; empty: about half of the width.", ge=1)
-    dead_after: int | None = _at(
-        17, None, "Tokens of silence after which a latent is dead; empty: a twentieth of all, at most 10 million.", ge=1
-    )
-    log_every: int | None = _at(18, None, "Steps between rows of the history; empty: 400 rows in all.", ge=1)
-    seed: int = _at(19, 0, "Seed of the first weights and of the order of the rows.", ge=0)
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Self:
-        if self.k > self.n_latents:
-            raise ValueError(f"k is {self.k}, but n_latents is only {self.n_latents}; choose k at most n_latents")
-        return self
-
-    def number_of_steps(self, rows: int) -> int:
-        """Steps of the whole training on so many rows."""
-        return self.steps if self.steps is not None else -(-int(self.epochs * rows) // self.batch_size)
-
-    def sae_config(self, d_in: int) -> "SAEConfig":
-        """The autoencoder for activations of width d_in."""
-        from sae_core import SAEConfig
-
-        return SAEConfig(
-            d_in=d_in, n_latents=self.n_latents, k=self.k, normalization=self.normalization, seed=self.seed
-        )
-
-    def trainer_config(self, rows: int) -> "TrainerConfig":
-        """The training on so many rows, with all that was left empty filled in."""
-        from sae_core import TrainerConfig
-
-        steps = self.number_of_steps(rows)
-        same = ("batch_size", "schedule", "decay_share", "floor", "beta1", "beta2", "epsilon", "weight_decay")
-        return TrainerConfig(
-            **{name: getattr(self, name) for name in (*same, "auxiliary", "k_auxiliary")},
-            steps=steps,
-            warmup_steps=round(self.warmup * steps),
-            lr=self.lr or 0.25 / self.n_latents**0.5,
-            dead_after_rows=self.dead_after or max(1, min(10_000_000, steps * self.batch_size // 20)),
-        )
-
-    def steps_between_logs(self, rows: int) -> int:
-        """log_every, or what gives about HISTORY_ROWS rows."""
-        return self.log_every or max(1, self.number_of_steps(rows) // HISTORY_ROWS)
-
 
 def train(spec: TrainSpec, out: Workspace, *, rows: Artifact) -> Summary:
     """Trains, or goes on, until a checkpoint of the last step is there; writes the autoencoder and its history."""
@@ -197,9 +121,9 @@ def _write(
     spec: TrainSpec, out: Workspace, index: dict[str, Any], rows: Artifact, checkpoint: "Checkpoint"
 ) -> Summary:
     """The artifact's files and its summary."""
-    from sae_core import TopKSAE, save_sae
+    from sae_core import make_sae, save_sae
 
-    sae = TopKSAE(spec.sae_config(index["d"]))
+    sae = make_sae(spec.sae_config(index["d"]))
     weights = {name.removeprefix("sae."): tensor for name, tensor in checkpoint.tensors.items() if name[:4] == "sae."}
     sae.load_state_dict(weights)
     save_sae(sae, out.path, {"site": index["site"], "rows": rows.digest})
@@ -209,7 +133,8 @@ def _write(
     last = checkpoint.history[-1] if checkpoint.history else {}
     figures = {name: last[name] for name in ("loss", "fvu", "l0", "dead_share") if name in last}
     tokens = checkpoint.step * spec.batch_size
-    what = {"site": index["site"], "n_latents": spec.n_latents, "k": spec.k}
+    what = {"site": index["site"], "n_latents": spec.n_latents}
+    what |= {name: value for name, value in (("architecture", spec.architecture), ("k", sae.config.k)) if value}
     return what | {"steps": checkpoint.step, "tokens": tokens} | figures
 
 
@@ -217,7 +142,8 @@ def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    names = ("loss", "fvu", "auxiliary", "l0", "dead_share", "lr")
+    names = ["loss", "fvu", "auxiliary", "l0", "dead_share", "lr"]
+    names += ["sparsity"] if any("sparsity" in row for row in history) else []
     schema = pyarrow.schema(
         [("step", pyarrow.int64()), ("tokens", pyarrow.int64()), *((name, pyarrow.float64()) for name in names)]
     )

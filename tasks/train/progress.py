@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from tasks.artifacts import Artifact, Manifest
 from tasks.runtime import Runtime
-from tasks.train import TrainSpec
+from tasks.train.spec import TrainSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

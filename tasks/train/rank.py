@@ -19,7 +19,7 @@ from tasks.train.progress import STATUS, History, Request, load, newest, read_re
 from tasks.train.view import View
 
 if TYPE_CHECKING:
-    from sae_core import Rows, TopKSAE, Trainer
+    from sae_core import SAE, Rows, Trainer
 
 STATUS_SECONDS = 1.0
 SAMPLE_ROWS = 1 << 16  # rows that give the mean where it must be taken after standardising
@@ -42,7 +42,7 @@ def _train(files: Files, request: Request) -> None:
     import torch
     import torch.distributed as dist
 
-    from sae_core import Rows, TopKSAE, Trainer
+    from sae_core import Rows, Trainer, make_sae
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -52,9 +52,9 @@ def _train(files: Files, request: Request) -> None:
 
     artifact = request.artifact
     rows = Rows([artifact.path(name) for name in artifact.names() if name.startswith("train-")], spec.seed)
-    sae = TopKSAE(spec.sae_config(rows.d))
+    sae = make_sae(spec.sae_config(rows.d))
     variance = start(sae, rows, artifact)
-    trainer = Trainer(sae.to(device), spec.trainer_config(len(rows)), variance=variance, group=dist.group.WORLD)
+    trainer = Trainer(sae.to(device), spec.trainer_config(len(rows), rows.d), variance=variance, group=dist.group.WORLD)
     history = _resume(files, trainer)
 
     mode = (runtime.wandb or "offline") if rank == 0 else "disabled"
@@ -77,9 +77,10 @@ def _train(files: Files, request: Request) -> None:
     view.close()
 
 
-def start(sae: "TopKSAE", rows: "Rows", artifact: Artifact) -> float:
-    """Sets pre-bias (the mean) and input scale from the data; returns the total variance, all where the loss is taken.
+def start(sae: "SAE", rows: "Rows", artifact: Artifact) -> float:
+    """Sets pre-bias and input scale from the data; returns the total variance, all where the loss is taken.
 
+    The pre-bias is the mean where it is subtracted before encoding, else zero, as the published recipes have it.
     llama3_interpretability_sae measured the mean of raw activations and used it after standardising; here both are the
     same space. Scale: E||x|| = sqrt(d) (Anthropic, April 2024 update).
     """
@@ -98,8 +99,9 @@ def start(sae: "TopKSAE", rows: "Rows", artifact: Artifact) -> float:
             scale = sae.config.d_in**0.5 / float(artifact.json("index.json")["mean_norm"])
         mean_D, variance = statistics["mean"] * scale, float(statistics["variance"].double().sum()) * scale**2
         sae.input_scale.fill_(scale)
-    with torch.no_grad():
-        sae.b_pre.copy_(mean_D)
+    if sae.config.subtracts_pre_bias:
+        with torch.no_grad():
+            sae.b_pre.copy_(mean_D)
     return variance
 
 

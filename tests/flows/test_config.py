@@ -56,12 +56,21 @@ def test_every_setting_can_be_set_to_its_own_value() -> None:
         ("train.k=100000", "100000"),
         ("preprocess.site=attn_in.0", "capture.sites records only"),
         ("runtime.train_workers=3", "cannot share equally"),
+        ("train.architecture=relu", "train sparsity is empty"),
+        ("train.prefixes=[16, 2048]", "the architecture topk does not use it"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_with_its_value(setting: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
         load_preset("demo", [setting])
     assert "\n" not in str(caught.value)
+
+
+def test_a_title_says_the_architecture_and_k_where_there_is_one() -> None:
+    assert load_preset("demo").title() == "demo demo-model resid_post.1 n=2048 k=8"
+    assert load_preset("demo", ["train.architecture=batch_topk"]).title().endswith("batch_topk n=2048 k=8")
+    relu = load_preset("demo", ["train.architecture=relu", "train.normalization=scale"])
+    assert relu.title().endswith("resid_post.1 relu n=2048")
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

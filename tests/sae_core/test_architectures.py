@@ -242,7 +242,7 @@ def test_the_first_weights_of_the_published_recipes():
     torch.testing.assert_close(relu.W_dec.norm(dim=1), torch.full((20,), 0.1))
     assert torch.equal(relu.W_enc, relu.W_dec) and not relu.b_enc.any()
     jumprelu = make_sae(SAEConfig(d_in=100, n_latents=20, architecture="jumprelu"))
-    torch.testing.assert_close(jumprelu.log_threshold.exp(), torch.full((20,), 0.01))
+    torch.testing.assert_close(jumprelu.log_threshold.exp(), torch.full((20,), 0.05))
     transcoder = make_sae(SAEConfig(d_in=9, n_latents=20, k=2, architecture="transcoder", d_out=3, skip=True))
     assert not transcoder(torch.randn(4, 9)).any()
     torch.testing.assert_close(transcoder.W_enc.norm(dim=1), torch.ones(20))

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from sae_core import CheckpointError, SAEConfig, Trainer, TrainerConfig, make_sae, metrics
+from sae_core import ActivationError, CheckpointError, SAEConfig, Trainer, TrainerConfig, make_sae, metrics
 from sae_core.autograd import gradients_by_autograd
 from sae_core.gradients import gradients
 from sae_core.losses import Batch
@@ -100,6 +100,19 @@ def test_a_matryoshkas_first_latents_reconstruct_alone():
             return metrics.fvu(x_BD, sae(x_BD))
 
     assert fvu_of_16("matryoshka") < 0.7 * fvu_of_16("batch_topk")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_values_that_are_not_finite_are_refused_and_change_nothing(name):
+    learner = advance(name, trainer(name), 2)
+    before = learner.state_dict()
+    for spoilt in ("input", "target") if name == "transcoder" else ("input",):
+        x_BD, target_BD = batch(2), target(name, batch(2))
+        (x_BD if spoilt == "input" else target_BD)[3, 4] = float("nan")
+        with pytest.raises(ActivationError, match="activations of step 2 hold values that are not finite"):
+            learner.step(x_BD, target_BD)
+    after = learner.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

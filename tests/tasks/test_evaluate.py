@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from sae_core import SAEConfig, TopKSAE, capture, save_sae
+from sae_core import SAEConfig, capture, make_sae, save_sae
 from tasks.artifacts import Artifact, Store
 from tasks.errors import InputError
 from tasks.evaluate import EVALUATE, EvaluateSpec
@@ -51,9 +51,9 @@ def inputs(store) -> dict[str, Artifact]:
     return {"rows": made(store, "preprocess", write_rows), "corpus": corpus, "model": model}
 
 
-def autoencoder(store: Store, name: str, keeps: bool) -> Artifact:
-    """With latents +e_i and -e_i and k = d it returns its input exactly; with a decoder of zeros, nothing."""
-    sae = TopKSAE(SAEConfig(d_in=D, n_latents=2 * D, k=D)).requires_grad_(False)
+def autoencoder(store: Store, name: str, keeps: bool, **settings) -> Artifact:
+    """With latents +e_i and -e_i and k = d, or relu, it returns its input exactly; with a decoder of zeros, nothing."""
+    sae = make_sae(SAEConfig(d_in=D, n_latents=2 * D, **(settings or {"k": D}))).requires_grad_(False)
     sae.W_enc.copy_(torch.cat([torch.eye(D), -torch.eye(D)]))
     sae.W_dec.copy_(sae.W_enc if keeps else torch.zeros_like(sae.W_enc))
     return made(store, name, lambda path: save_sae(sae, path))
@@ -63,8 +63,9 @@ def evaluated(store: Store, inputs: dict[str, Artifact], sae: Artifact, **settin
     return EVALUATE.build(store, EvaluateSpec(**settings), sae=sae, **inputs).artifact.json("metrics.json")
 
 
-def test_an_autoencoder_that_loses_nothing(store, inputs):
-    found = evaluated(store, inputs, autoencoder(store, "perfect", True))
+@pytest.mark.parametrize(("name", "settings"), [("perfect", {"k": D}), ("perfect-relu", {"architecture": "relu"})])
+def test_an_autoencoder_that_loses_nothing(store, inputs, name, settings):
+    found = evaluated(store, inputs, autoencoder(store, name, True, **settings))
     assert found["fvu"]["value"] == pytest.approx(0, abs=1e-9)
     assert found["cosine_similarity"]["value"] == pytest.approx(1)
     assert found["ce_recovered"]["value"] == pytest.approx(1, abs=1e-4)

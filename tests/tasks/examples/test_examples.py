@@ -174,6 +174,19 @@ def test_shards_change_nothing(run, built, tmp_path, edges, monkeypatch):
     assert sharded.summary == built[0].summary
 
 
+def test_codes_of_varying_length_give_the_same_examples(run, built, tmp_path):
+    store, _, _, rows, x, inputs = run
+    sae = sae_core.make_sae(sae_core.SAEConfig(d_in=D, n_latents=D, architecture="relu", decoder_norm=1.0))
+    sae.W_enc.data = torch.eye(D)
+    sae_core.save_sae(sae, tmp_path / "sae", {"site": SITE})
+    trained = given(store, "train", {path.name: path.read_bytes() for path in (tmp_path / "sae").iterdir()})
+    again = EXAMPLES.build(
+        store, SPEC, archives=archives(store, tmp_path, rows, x, (0, 80)), **(inputs | {"sae": trained})
+    )
+    assert again.artifact.key != built[0].key
+    assert again.artifact.digest == built[0].digest
+
+
 def test_strongest_rows_come_first_one_entry_each(run, built):
     x = run[4]
     for latent in (0, 5, 9):

@@ -25,6 +25,22 @@ def test_the_same_inputs_give_the_same_bytes_in_another_place(tmp_path):
     assert str(tmp_path) not in one.path("report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("sae", "said", "fact"),
+    [
+        ({}, "A TopK sparse autoencoder", "at most 2 of 40 latents"),
+        ({"architecture": "batch_topk"}, "A BatchTopK sparse autoencoder", "2 on average of 40 latents"),
+        ({"architecture": "relu", "k": 0}, "A ReLU sparse autoencoder", "2 on average of 40 latents"),
+        ({"architecture": "matryoshka", "selection": "row"}, "A Matryoshka sparse", "at most 2 of 40 latents"),
+    ],
+)
+def test_it_says_which_kind_of_autoencoder_it_is_about(tmp_path, sae, said, fact):
+    inputs = report_inputs(open_store(str(tmp_path)), **sae)
+    html = REPORT.build(open_store(str(tmp_path)), ReportSpec(), **inputs).artifact.path("report.html").read_text()
+    assert said in html and fact in html
+    assert ("(k)" in html) == (sae.get("k") != 0)
+
+
 def test_no_text_ends_a_script_or_becomes_an_element(tmp_path):
     html = build(tmp_path).path("report.html").read_text()
     assert HOSTILE not in html

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pyarrow.parquet as pq
@@ -11,12 +12,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from sae_core import Rows, load_sae, metrics, read_metadata
+from sae_core import Rows, load_sae, make_sae, metrics, read_metadata
+from sae_core import config as config_module
 from tasks import cluster
 from tasks.artifacts import Artifact, Store
 from tasks.errors import InputError
 from tasks.runtime import Runtime
 from tasks.train import TRAIN, TrainSpec
+from tasks.train import spec as spec_module
 from tasks.train.progress import FAULT, SNAPSHOT, TENSORS
 from tests.tasks.activations import activations
 
@@ -84,6 +87,21 @@ def test_wandb_lies_in_the_cache_and_not_in_the_artifact(undisturbed, store):
     assert not [path for path in progress_folder(store, undisturbed).rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("architecture", ["batch_topk", "relu"])
+def test_another_architecture_goes_through_the_stage(store, rows, ray_cluster, architecture):
+    spec = TrainSpec(
+        n_latents=64, k=4, batch_size=128, steps=200, log_every=50, architecture=architecture, normalization="scale"
+    )
+    made = TRAIN.build(store, spec, RUNTIME, rows=rows).artifact
+    sae = load_sae(made.folder())
+    x_BD = Rows([rows.path("validation-00000.safetensors")]).read(0, 300).float()
+    assert sae.config.architecture == made.summary["architecture"] == architecture
+    assert metrics.fvu(x_BD, sae(x_BD)) < 0.6
+    assert ("k" in made.summary) == spec.uses_k
+    history = pq.read_table(made.path("history.parquet"))
+    assert ("sparsity" in history.column_names) == sae.penalises_sparsity
+
+
 def test_a_worker_killed_midway_changes_no_bit(undisturbed, store, rows):
     killed = []
 
@@ -146,14 +164,55 @@ def test_k_larger_than_the_number_of_latents_is_refused():
         TrainSpec(n_latents=64, k=65)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "relu"}, "sparsity is empty, and its default for relu fits tokens of norm sqrt"),
+        ({"architecture": "batch_topk", "sparsity": 1.0}, "sparsity is 1.0, but the architecture batch_topk does not"),
+        ({"prefixes": [4, 64]}, "topk does not use it; leave it out, or choose the architecture matryoshka"),
+        ({"architecture": "matryoshka", "prefixes": [32, 16, 64]}, "do not ascend to n_latents, 64"),
+        ({"architecture": "matryoshka", "prefixes": [16, 32]}, "end with it"),
+        ({"architecture": "matryoshka", "prefixes": []}, "end with it"),
+        ({"architecture": "gated", "bandwidth": 0.1}, "architecture jumprelu"),
+        ({"select_per_rank": True}, "batch_topk or matryoshka"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_sentence(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainSpec(n_latents=64, k=4, **settings)
+
+
+def test_the_architectures_and_their_settings_are_those_of_sae_core():
+    assert set(get_args(spec_module.Architecture)) == set(get_args(config_module.Architecture)) - {"transcoder"}
+    for name, architectures in config_module.CONCERNED.items():
+        if name in spec_module.CONCERNED:
+            assert set(spec_module.CONCERNED[name]) == set(architectures) - {"transcoder"}
+    for name in spec_module.OF_THE_SAE:
+        assert config_module.SAEConfig.model_fields[name].default is None
+    for architecture in get_args(spec_module.Architecture):
+        spec = TrainSpec(n_latents=64, k=4, architecture=architecture, normalization="scale")
+        assert (spec.sae_config(8).k > 0) == spec.uses_k
+        assert make_sae(spec.sae_config(8)).penalises_sparsity == (spec.trainer_config(100, 8).sparsity > 0)
+
+
+def test_relu_is_trained_as_anthropic_trained_in_april_2024():
+    spec = TrainSpec(n_latents=64, architecture="relu", normalization="scale", steps=1000, warmup=0, lr=5e-5)
+    config, sae = spec.trainer_config(rows=10_000, d_in=1600), make_sae(spec.sae_config(1600))
+    assert (config.sparsity, config.sparsity_warmup_steps, config.clip_norm) == (5.0, 50, 1.0)
+    assert (config.beta1, config.beta2, config.weight_decay) == (0.9, 0.999, 0)
+    assert (config.schedule, config.decay_share, config.floor) == ("linear", 0.2, 0)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((64,), 0.1))
+    assert not sae.config.subtracts_pre_bias
+
+
 def test_what_is_left_empty_is_filled_in():
     spec = TrainSpec(n_latents=1024, k=8, batch_size=1000, epochs=2.5, warmup=0.1)
-    config = spec.trainer_config(rows=4001)
+    config = spec.trainer_config(rows=4001, d_in=16)
     assert config.steps == 11  # 10,002 rows in whole steps
     assert config.warmup_steps == 1
     assert config.lr == pytest.approx(0.25 / 32)
     assert config.dead_after_rows == 550
-    assert spec.trainer_config(rows=400_000_000).dead_after_rows == 10_000_000
+    assert spec.trainer_config(rows=400_000_000, d_in=16).dead_after_rows == 10_000_000
     assert spec.model_copy(update={"steps": 7}).number_of_steps(4001) == 7
     assert spec.steps_between_logs(4001) == 1
     assert spec.steps_between_logs(4_000_000) == 25
