@@ -64,7 +64,9 @@ class TrainSpec(Spec):
     beta2: float = _at(12, 0.999, "AdamW's decay of the squared gradient.", ge=0, lt=1)
     epsilon: float = _at(13, 6.25e-10, "AdamW's epsilon.", gt=0)
     weight_decay: float = _at(14, 0.0, "AdamW's weight decay.", ge=0)
-    auxiliary: float = _at(15, 1 / 32, "Weight of the auxiliary loss, which revives dead latents; 0: none.", ge=0)
+    auxiliary: float = _at(
+        15, 1 / 32, "Weight of the auxiliary loss, which revives dead latents; relu, jumprelu, gated have none.", ge=0
+    )
     k_auxiliary: int | None = _at(16, None, "Dead latents per token in it; empty: about half of the width.", ge=1)
     dead_after: int | None = _at(
         17, None, "Tokens of silence after which a latent is dead; empty: a twentieth of all, at most 10 million.", ge=1
