@@ -6,8 +6,7 @@
     trainer.figures()                       # loss, fvu, l0, dead_share ... since the last call
     trainer.state_dict()                    # tensors and plain numbers: all that a next step depends on
 
-Every rank computes the gradient sums of its share of the global batch, two large and one small all-reduce add them up,
-and every rank makes the same update: there is no wrapper to call past, and the sum is the same on all ranks.
+The arithmetic of a step is in sae_core/kernels/, chosen by device, dtype and number of ranks.
 
 Shapes: B rows of this rank, D d_in, N n_latents.
 """
@@ -20,11 +19,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sae_core.errors import ActivationError, CheckpointError
-from sae_core.gradients import Gradients, gradients
+from sae_core.kernels import PARAMETERS, Moments, StepOptions, step_for
 from sae_core.sae import TopKSAE
 from sae_core.schedule import ScheduleConfig, factor
-
-PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
 
 
 class TrainerConfig(ScheduleConfig):
@@ -54,31 +51,29 @@ class Trainer:
         self.sae = sae.requires_grad_(True)
         self.config = config
         self.step_number = 0  # steps made
-        self._variance = variance
-        self._group = group
         self._world = dist.get_world_size(group) if group else 1
         if config.batch_size % self._world:
             raise ValueError(
                 f"The batch of {config.batch_size} rows cannot be shared by {self._world} ranks; "
                 "choose a batch size that is a multiple of the number of ranks."
             )
-        self._k_auxiliary = config.k_auxiliary or max(1, 1 << round(torch.tensor(sae.config.d_in / 2).log2().item()))
-        self._parameters = {name: getattr(sae, name) for name in PARAMETERS}
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
+        parameters = {name: getattr(sae, name) for name in PARAMETERS}
+        self._moments = {
+            name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
+            for name, tensor in parameters.items()
+        }
+        options = StepOptions(
+            rows=config.batch_size,
+            variance=variance,
+            auxiliary=config.auxiliary,
+            k_auxiliary=config.k_auxiliary or 1 << max(0, round(math.log2(sae.config.d_in / 2))),
+            beta1=config.beta1,
+            beta2=config.beta2,
+            epsilon=config.epsilon,
             weight_decay=config.weight_decay,
-            fused=True,
         )
+        self._step = step_for(sae, self._moments, options, group)
         device = sae.W_enc.device
-        for parameter in self._parameters.values():  # made before the first step, so that every state has all of it
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
         self._silent_N = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)  # rows since it fired
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)  # since `figures`: 3 of gradients, fired, steps
         if group:
@@ -107,46 +102,16 @@ class Trainer:
                 f"This step got {len(x_BD)} rows on one of {self._world} ranks, but the batch of all of them has "
                 f"{self.config.batch_size}; give each rank its share."
             )
-        sums = gradients(
-            self.sae,
-            self.sae.normalise(x_BD)[0],
-            self.dead.nonzero().squeeze(1),
-            rows=self.config.batch_size,
-            variance=self._variance,
-            auxiliary=self.config.auxiliary,
-            k_auxiliary=self._k_auxiliary,
-        )
-        if self._group:
-            for tensor in (sums.W_enc, sums.W_dec, sums.small):
-                dist.all_reduce(tensor, group=self._group)
-        if sums.small.device.type == "cpu":
-            _require_finite(sums.sums.tolist(), self.step_number)
-        self._update(sums)
-        fired_N = sums.fired > 0
+        found = self._step.gradients(self.sae.normalise(x_BD)[0], self.dead.nonzero().squeeze(1))
+        if found.sums.device.type == "cpu":
+            _require_finite(found.sums.tolist(), self.step_number)
+        self._step.update(self.learning_rate, self.step_number + 1)
         self._silent_N += self.config.batch_size
-        self._silent_N.masked_fill_(fired_N, 0)
-        self._sums[:3] += sums.sums
-        self._sums[3] += sums.fired.sum()
+        self._silent_N.masked_fill_(found.fired_N > 0, 0)
+        self._sums[:3] += found.sums
+        self._sums[3] += found.fired_N.sum()
         self._sums[4] += 1
         self.step_number += 1
-
-    def _update(self, sums: Gradients) -> None:
-        """AdamW on all parameters; decoder directions keep norm 1 and get no gradient along themselves.
-
-        Bricken et al. 2023, "Towards monosemanticity", appendix: with the parallel part left in, Adam's moments carry a
-        motion that the renormalisation takes back at each step.
-        """
-        W_dec = self.sae.W_dec
-        along_N1 = (sums.W_dec * W_dec).sum(dim=1, keepdim=True)
-        sums.W_dec.addcmul_(along_N1, W_dec, value=-1)
-        found = (sums.W_enc, sums.W_dec, sums.b_enc, sums.b_pre)
-        for parameter, gradient in zip(self._parameters.values(), found, strict=True):
-            parameter.grad = gradient
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = self.learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 
     def figures(self) -> dict[str, float]:
         """Means over the steps since the last call (at least one); begins anew.
@@ -188,14 +153,11 @@ class Trainer:
         for name, tensor in tensors.items():
             tensor.copy_(state[name])
         self.step_number = int(state["step"])
-        for parameter in self._parameters.values():
-            self._optimizer.state[parameter]["step"].fill_(self.step_number)
 
     def _tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for name, parameter in self._parameters.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                found[f"{moment}.{name}"] = self._optimizer.state[parameter][moment]
+        for name, moments in self._moments.items():
+            found |= {f"{moment}.{name}": tensor for moment, tensor in moments._asdict().items()}
         return found | {"silent_rows": self._silent_N, "sums": self._sums}
 
 
