@@ -145,6 +145,18 @@ def test_values_that_are_not_finite_are_refused_and_change_nothing():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec"])
+def test_a_training_that_has_diverged_is_refused_and_changes_nothing(name):
+    learner = advance(trainer(), 2)
+    with torch.no_grad():
+        getattr(learner.sae, name)[int(learner.sae.encode(batch(2)).indices_BK[0, 0])] = float("nan")
+    before = learner.state_dict()
+    with pytest.raises(ActivationError, match="loss of step 2 is not finite, although the activations are"):
+        learner.step(batch(2))
+    after = learner.state_dict()
+    assert all(torch.equal(before[name].nan_to_num(9), after[name].nan_to_num(9)) for name in before)
+
+
 def test_a_batch_of_another_size_or_width_is_refused():
     with pytest.raises(ActivationError, match=r"got 100 rows.*128"):
         trainer().step(batch(0, 100))
