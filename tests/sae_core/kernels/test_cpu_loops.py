@@ -1,5 +1,11 @@
 """The compiled loops against float64 and against plain sorting, on small and awkward shapes."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,3 +91,24 @@ def test_pairs_are_sorted_by_latent_and_then_by_row(rows, n, k, seed):
     assert starts.tolist() == [sum(latent < i for latent, _, _ in kept) for i in range(n + 1)]
     for at, (_, row, j) in enumerate(sorted(kept)):
         assert (rows_P[at], values_P[at], d_values_P[at]) == (row, values[row, j] / 2, d_values[row, j] / 2)
+
+
+def test_where_no_cache_can_be_written_the_loops_still_compile(tmp_path):
+    installed = Path(cpu_loops.__file__).parents[1]
+    copy = tmp_path / "sae_core"
+    shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "kernels" / "__pycache__").touch()  # a file where the folder would be: root, too, cannot write there
+    (tmp_path / "cache").touch()
+    code = (
+        "import numpy as np; from sae_core.kernels import cpu_loops as loops;"
+        f"assert loops.__file__.startswith({str(copy)!r}), loops.__file__;"
+        "print(loops._dot(*np.full((2, 3), 2, np.float32)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout) == (0, "12.0\n"), run.stderr
