@@ -1,7 +1,7 @@
 """The training step, fitted to where it runs; each way gives the same result within rounding.
 
     step.py         what a step is to the trainer
-    reference.py    plain torch: any device, any dtype (float64 too), any number of ranks, dense gradients
+    reference.py    plain torch: any device, any dtype (float64 too), dense gradients
     cpu.py          fp32 on a CPU: everything but the encoder's matmul in compiled loops (cpu_loops.py, numba)
 """
 
@@ -23,18 +23,17 @@ __all__ = ["PARAMETERS", "Found", "Moments", "Step", "StepOptions", "step_for"]
 def step_for(
     sae: "TopKSAE", moments: Mapping[str, Moments], options: StepOptions, group: "dist.ProcessGroup | None" = None
 ) -> Step:
-    """The fastest step that this autoencoder's device, dtype and number of ranks allow.
+    """The fastest step that this autoencoder's device and dtype allow.
 
     `moments` names a pair for each of PARAMETERS. `group`: the ranks that share a batch; None: this one alone.
     """
     from sae_core.kernels.reference import DenseStep
 
-    world = torch.distributed.get_world_size(group) if group else 1
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
     plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    if plain and world == 1:
+    if plain:
         from sae_core.kernels import cpu  # numba takes a second to import
 
         if cpu.available():
-            return cpu.FusedStep(sae, moments, options)
+            return cpu.FusedStep(sae, moments, options, group)
     return DenseStep(sae, moments, options, group)

@@ -2,6 +2,9 @@
 
 No gradient of a weight matrix ever lies in memory: the pass that makes a latent's gradient also makes its update. What
 is compiled takes some seconds at the first step on a machine and half a second in later processes.
+
+Ranks share the encoder's matmul, the one large cost, then tell each other their rows and sparse codes, B (D + 2K + 1)
+numbers where dense gradients are 2ND, and each makes the whole update: their weights are equal by construction.
 """
 
 import functools
@@ -12,6 +15,7 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
@@ -37,18 +41,28 @@ def available() -> bool:
 class FusedStep:
     """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step`."""
 
-    def __init__(self, sae: TopKSAE, moments: Mapping[str, Moments], options: StepOptions) -> None:
+    def __init__(
+        self,
+        sae: TopKSAE,
+        moments: Mapping[str, Moments],
+        options: StepOptions,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> None:
         self._sae = sae
         self._options = options
         self._scale = 2 / (options.rows * options.variance)
+        self._group = group if group and dist.get_world_size(group) > 1 else None
+        rank, world = (dist.get_rank(self._group), dist.get_world_size(self._group)) if self._group else (0, 1)
         rows, k = options.rows, sae.config.k
+        self._own = slice(rank * (rows // world), (rank + 1) * (rows // world))
         n, d = sae.W_enc.shape
         ideal = (n / k) ** 0.5  # makes chunk maxima and the values in surviving chunks equally many
         self._width = max(width for width in (1, 2, 4, 8, 16, 32) if width == 1 or width <= ideal)
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
+        self._x_BD = torch.empty(rows, d)
         self._centred_BD = torch.empty(rows, d)
-        self._pre_TN = torch.empty(min(rows, max(1, TILE_ELEMENTS // n)), n)
+        self._pre_TN = torch.empty(min(rows // world, max(1, TILE_ELEMENTS // n)), n)
         self._error_BD = torch.empty(rows, d)
         self._values_BK = np.empty((rows, k), np.float32)
         self._d_values_BK = np.empty((rows, k), np.float32)
@@ -70,11 +84,13 @@ class FusedStep:
     def gradients(self, x_BD: Tensor, dead_M: Tensor) -> Found:
         sae, options = self._sae, self._options
         _same_threads_as_torch()
-        x_BD = x_BD.contiguous()
-        torch.sub(x_BD, sae.b_pre, out=self._centred_BD)
+        self._x_BD[self._own] = x_BD
+        torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
         pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
+        if self._group:
+            self._exchange()
         loops.errors(
-            x_BD.numpy(),
+            self._x_BD.numpy(),
             self._moving["b_pre"].weight,
             self._moving["W_dec"].weight,
             self._values_BK,
@@ -102,24 +118,25 @@ class FusedStep:
         self._dead = self._nobody
         if pre_BM.shape[1]:
             scale = self._scale * options.auxiliary
-            found = auxiliary_gradients(
-                sae, pre_BM, self._centred_BD, self._error_BD, dead_M, options.k_auxiliary, scale
-            )
+            centred_BD, error_BD = self._centred_BD[self._own], self._error_BD[self._own]
+            found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
+            if self._group:
+                for tensor in found:
+                    dist.all_reduce(tensor, group=self._group)
             self._dead_place_N[dead_M.numpy()] = np.arange(len(dead_M))
             self._dead = (found.W_enc_MD.numpy(), found.W_dec_MD.numpy(), found.b_enc_M.numpy())
             sums[1] = float(found.squared_error) / options.variance
         return Found(torch.tensor(sums, dtype=torch.float64), torch.from_numpy(np.diff(self._starts_N1)))
 
     def _encode(self, dead_M: Tensor) -> Tensor:
-        """The codes of all rows; returns the pre-activations (B, M) of dead latents."""
+        """The codes of this rank's rows; returns their pre-activations (B, M) of dead latents."""
         weight_DN, bias_N = self._sae.W_enc.t(), self._sae.b_enc
-        pre_BM = torch.empty(len(self._centred_BD), len(dead_M))
         tile = len(self._pre_TN)
-        for start in range(0, len(self._centred_BD), tile):
-            part = slice(start, start + tile)
-            centred_TD = self._centred_BD[part]
-            pre_TN = self._pre_TN[: len(centred_TD)]
-            torch.mm(centred_TD, weight_DN, out=pre_TN)
+        pre_BM = torch.empty(self._own.stop - self._own.start, len(dead_M))
+        for start in range(self._own.start, self._own.stop, tile):
+            part = slice(start, min(start + tile, self._own.stop))
+            pre_TN = self._pre_TN[: part.stop - start]
+            torch.mm(self._centred_BD[part], weight_DN, out=pre_TN)
             loops.top_k(
                 pre_TN.numpy(),
                 self._moving["b_enc"].weight,
@@ -129,8 +146,16 @@ class FusedStep:
                 self._counts_B[part],
             )
             if len(dead_M):
-                torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[part])
+                own = slice(start - self._own.start, part.stop - self._own.start)
+                torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[own])
         return pre_BM
+
+    def _exchange(self) -> None:
+        """Every rank's rows and codes on every rank."""
+        for array in (self._x_BD.numpy(), self._values_BK, self._places_BK, self._counts_B):
+            whole = torch.from_numpy(array)
+            dist.all_gather_into_tensor(whole, whole[self._own].clone(), group=self._group)
+        torch.sub(self._x_BD, self._sae.b_pre, out=self._centred_BD)
 
     def update(self, learning_rate: float, number: int) -> None:
         options = self._options

@@ -49,5 +49,5 @@ def _prepared(rows: int, d: int, n: int, k: int) -> tuple[Callable[[], Any], Cal
     config = TrainerConfig(batch_size=rows, steps=1_000_000, lr=1e-4, dead_after_rows=10_000_000)
     trainer = Trainer(sae, config, variance=float(d))
     x_BD = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
-    weight_DN = sae.W_enc.detach().clone().t()
-    return lambda: trainer.step(x_BD), lambda: x_BD @ weight_DN
+    weight_DN, pre_BN = sae.W_enc.detach().clone().t(), torch.empty(rows, n)
+    return lambda: trainer.step(x_BD), lambda: torch.mm(x_BD, weight_DN, out=pre_BN)
