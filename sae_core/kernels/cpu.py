@@ -78,12 +78,12 @@ class FusedStep:
         self._dead_place_N = np.full(n, -1, np.int32)
         self._nobody = (np.empty((0, d), np.float32), np.empty((0, d), np.float32), np.empty(0, np.float32))
         self._dead = self._nobody
-        numba.config.THREADING_LAYER = "omp"
+        start_threads()
 
     @torch.no_grad()
     def gradients(self, x_BD: Tensor, dead_M: Tensor) -> Found:
         sae, options = self._sae, self._options
-        _same_threads_as_torch()
+        start_threads()
         self._x_BD[self._own] = x_BD
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
         pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
@@ -159,7 +159,7 @@ class FusedStep:
 
     def update(self, learning_rate: float, number: int) -> None:
         options = self._options
-        _same_threads_as_torch()
+        start_threads()
         constants = (
             learning_rate / (1 - options.beta1**number),
             1 / (1 - options.beta2**number) ** 0.5,
@@ -190,5 +190,10 @@ def _moving(parameter: Tensor, moments: Moments) -> loops.Moving:
     return loops.Moving(parameter.detach().numpy(), *(tensor.numpy() for tensor in moments))
 
 
-def _same_threads_as_torch() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+def start_threads() -> None:
+    """Gives numba as many threads as torch uses, now; they start at the first call."""
+    numba.config.THREADING_LAYER = "omp"
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:  # both use one OpenMP, whose number numba sets when its threads start
+        torch.set_num_threads(threads)

@@ -93,22 +93,28 @@ def test_pairs_are_sorted_by_latent_and_then_by_row(rows, n, k, seed):
         assert (rows_P[at], values_P[at], d_values_P[at]) == (row, values[row, j] / 2, d_values[row, j] / 2)
 
 
-def test_where_no_cache_can_be_written_the_loops_still_compile(tmp_path):
-    installed = Path(cpu_loops.__file__).parents[1]
+FIRST_USE = """
+import numba, numpy, torch
+torch.set_num_threads(1)
+from sae_core.kernels import cpu, cpu_loops as loops
+print(loops._dot(*numpy.full((2, 3), 2, numpy.float32)), loops.__file__)
+cpu.start_threads()
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+def test_first_use_leaves_torchs_threads_alone_and_needs_no_place_for_a_cache(tmp_path):
     copy = tmp_path / "sae_core"
-    shutil.copytree(installed, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(cpu_loops.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "kernels" / "__pycache__").touch()  # a file where the folder would be: root, too, cannot write there
     (tmp_path / "cache").touch()
-    code = (
-        "import numpy as np; from sae_core.kernels import cpu_loops as loops;"
-        f"assert loops.__file__.startswith({str(copy)!r}), loops.__file__;"
-        "print(loops._dot(*np.full((2, 3), 2, np.float32)))"
-    )
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", FIRST_USE],
         cwd=tmp_path,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert (run.returncode, run.stdout) == (0, "12.0\n"), run.stderr
+    assert (run.returncode, run.stdout.split()) == (0, ["12.0", str(copy / "kernels/cpu_loops.py"), "1", "1"]), (
+        run.stderr
+    )
