@@ -16,7 +16,7 @@ Shapes: B rows of this rank, D d_in, N n_latents, K k, M dead latents.
 """
 
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -103,8 +103,11 @@ def gradients(
     result.sums[2] = x_BD.square().sum()
     if len(dead_M) and auxiliary > 0:
         scale = 2 * auxiliary / (rows * variance)
-        squared_error = _add_auxiliary(sae, result, centred_BD, pre_BN, error_BD, dead_M, k_auxiliary, scale)
-        result.sums[1] = squared_error / variance
+        found = auxiliary_gradients(sae, pre_BN[:, dead_M], centred_BD, error_BD, dead_M, k_auxiliary, scale)
+        result.W_enc.index_add_(0, dead_M, found.W_enc_MD)
+        result.W_dec.index_add_(0, dead_M, found.W_dec_MD)
+        result.b_enc.index_add_(0, dead_M, found.b_enc_M)
+        result.sums[1] = found.squared_error / variance
     result.b_pre.copy_(upstream_BD.sum(0) - result.b_enc @ sae.W_enc)
     return result
 
@@ -125,27 +128,37 @@ class _Bags:
         return F.embedding_bag(self._rows, x_BD, self._starts_N, per_sample_weights=weights, mode="sum")
 
 
-def _add_auxiliary(
+class AuxiliaryGradients(NamedTuple):
+    """What the auxiliary loss gives the dead latents, summed over rows."""
+
+    W_enc_MD: Tensor
+    W_dec_MD: Tensor
+    b_enc_M: Tensor
+    squared_error: Tensor
+
+
+@torch.no_grad()
+def auxiliary_gradients(
     sae: TopKSAE,
-    result: Gradients,
+    pre_BM: Tensor,
     centred_BD: Tensor,
-    pre_BN: Tensor,
     error_BD: Tensor,
     dead_M: Tensor,
     k_auxiliary: int,
     scale: float,
-) -> Tensor:
-    """Adds the auxiliary term's gradients to `result`; returns its squared error summed over rows."""
+) -> AuxiliaryGradients:
+    """Gradients of the auxiliary loss from the pre-activations of dead latents and the error x^ - x.
+
+    `scale` is 2a / (rows V).
+    """
     W_dec_MD = sae.W_dec[dead_M]
-    pre_BM = pre_BN[:, dead_M]
     code_BM = _keep_largest(pre_BM, min(k_auxiliary, len(dead_M)))
     difference_BD = code_BM @ W_dec_MD + error_BD  # e^ - (x - x^)
     upstream_BD = difference_BD * scale
     d_code_BM = (upstream_BD @ W_dec_MD.t()).mul_(code_BM > 0)
-    result.W_dec.index_add_(0, dead_M, code_BM.t() @ upstream_BD)
-    result.W_enc.index_add_(0, dead_M, d_code_BM.t() @ centred_BD)
-    result.b_enc.index_add_(0, dead_M, d_code_BM.sum(0))
-    return difference_BD.square().sum()
+    return AuxiliaryGradients(
+        d_code_BM.t() @ centred_BD, code_BM.t() @ upstream_BD, d_code_BM.sum(0), difference_BD.square().sum()
+    )
 
 
 def _keep_largest(pre_BM: Tensor, k: int) -> Tensor:

@@ -6,9 +6,7 @@
     trainer.figures()                       # loss, fvu, l0, dead_share ... since the last call
     trainer.state_dict()                    # tensors and plain numbers: all that a next step depends on
 
-Every rank computes the gradient sums of its share of the global batch, all-reduces add them up, and every rank makes
-the same update: there is no wrapper to call past, and the sum is the same on all ranks. TopK's gradients are written by
-hand (`sae_core.gradients`), those of the other architectures come from autograd (`sae_core.autograd`).
+The arithmetic of a step is in sae_core/kernels/, chosen by architecture, device and dtype.
 
 Shapes: B rows of this rank, D d_in, N n_latents.
 """
@@ -20,10 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch import distributed as dist
 
-from sae_core.autograd import SUMS, AutogradGradients, gradients_by_autograd
 from sae_core.errors import ActivationError, CheckpointError
-from sae_core.gradients import Gradients, gradients, written_by_hand
-from sae_core.losses import Batch
+from sae_core.kernels import Moments, StepOptions, step_for
 from sae_core.sae import SAE
 from sae_core.schedule import ScheduleConfig, factor
 
@@ -61,34 +57,33 @@ class Trainer:
         self.sae = sae.requires_grad_(True)
         self.config = config
         self.step_number = 0  # steps made
-        self._variance = variance
-        self._group = group
         self._world = dist.get_world_size(group) if group else 1
         if config.batch_size % self._world:
             raise ValueError(
                 f"The batch of {config.batch_size} rows cannot be shared by {self._world} ranks; "
                 "choose a batch size that is a multiple of the number of ranks."
             )
-        self._k_auxiliary = config.k_auxiliary or max(1, 1 << round(torch.tensor(sae.config.d_in / 2).log2().item()))
-        self._parameters = dict(sae.named_parameters())
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
+        self._moments = {
+            name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
+            for name, tensor in sae.named_parameters()
+        }
+        options = StepOptions(
+            rows=config.batch_size,
+            variance=variance,
+            auxiliary=config.auxiliary,
+            k_auxiliary=config.k_auxiliary or 1 << max(0, round(math.log2(sae.config.d_in / 2))),
+            beta1=config.beta1,
+            beta2=config.beta2,
+            epsilon=config.epsilon,
             weight_decay=config.weight_decay,
-            fused=True,
+            clip_norm=None if config.clip_norm is None else config.clip_norm / variance,
+            select_per_rank=config.select_per_rank,
         )
+        self._step = step_for(sae, self._moments, options, group)
         device = sae.W_enc.device
-        for parameter in self._parameters.values():  # made before the first step, so that every state has all of it
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
         self._silent_N = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)  # rows since it fired
-        sums = 3 if written_by_hand(sae) else SUMS
-        self._sums = torch.zeros(sums + 2, dtype=torch.float64, device=device)  # since `figures`, + fired and steps
+        # Since `figures`: what a step sums up, then firings and steps.
+        self._sums = torch.zeros(self._step.figures + 2, dtype=torch.float64, device=device)
         if group:
             for tensor in sae.state_dict().values():
                 dist.broadcast(tensor, group_src=0, group=group)
@@ -122,59 +117,17 @@ class Trainer:
                 f"This step got {len(x_BD)} rows on one of {self._world} ranks, but the batch of all of them has "
                 f"{self.config.batch_size}; give each rank its share."
             )
-        sums = self._gradients(x_BD, target_BD)
-        if self._group:
-            for tensor in sums.shared:
-                dist.all_reduce(tensor, group=self._group)
-        if sums.small.device.type == "cpu":
-            _require_finite(sums.sums.tolist(), self.step_number)
-        self._update(sums)
-        if isinstance(sums, AutogradGradients):
-            self.sae.after_step(sums.threshold, self.step_number)
-        fired_N = sums.fired > 0
+        x_BD, target_BD = self.sae.training_pair(x_BD, target_BD)
+        found = self._step.gradients(x_BD, target_BD, self.dead, self.sparsity)
+        if found.sums.device.type == "cpu":
+            _require_finite(found.sums.tolist(), self.step_number)
+        self._step.update(self.learning_rate, self.step_number + 1)
         self._silent_N += self.config.batch_size
-        self._silent_N.masked_fill_(fired_N, 0)
-        self._sums[:-2] += sums.sums
-        self._sums[-2] += sums.fired.sum()
+        self._silent_N.masked_fill_(found.fired_N > 0, 0)
+        self._sums[:-2] += found.sums
+        self._sums[-2] += found.fired_N.sum()
         self._sums[-1] += 1
         self.step_number += 1
-
-    def _gradients(self, x_BD: Tensor, target_BD: Tensor | None) -> Gradients | AutogradGradients:
-        """Sums over this rank's rows."""
-        x_BD, target_BD = self.sae.training_pair(x_BD, target_BD)
-        rows, variance, auxiliary = self.config.batch_size, self._variance, self.config.auxiliary
-        if written_by_hand(self.sae):
-            dead_M = self.dead.nonzero().squeeze(1)
-            return gradients(
-                self.sae, x_BD, dead_M,
-                rows=rows, variance=variance, auxiliary=auxiliary, k_auxiliary=self._k_auxiliary,
-            )  # fmt: skip
-        batch = Batch(x_BD, target_BD, self.dead, self._k_auxiliary, self._group, self.config.select_per_rank)
-        return gradients_by_autograd(
-            self.sae, batch, rows=rows, variance=variance, auxiliary=auxiliary, sparsity=self.sparsity
-        )
-
-    def _update(self, sums: Gradients | AutogradGradients) -> None:
-        """AdamW on all parameters. Where decoder directions are kept at norm 1, they get no gradient along themselves.
-
-        Bricken et al. 2023, "Towards monosemanticity", appendix: with the parallel part left in, Adam's moments carry a
-        motion that the renormalisation takes back at each step.
-        """
-        W_dec = self.sae.W_dec
-        found = sums.by_name
-        if self.sae.unit_decoder:
-            along_N1 = (found["W_dec"] * W_dec).sum(dim=1, keepdim=True)
-            found["W_dec"].addcmul_(along_N1, W_dec, value=-1)
-        for name, parameter in self._parameters.items():
-            parameter.grad = found[name]
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip_norm / self._variance)
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = self.learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self.sae.unit_decoder:
-            W_dec.div_(W_dec.norm(dim=1, keepdim=True))
 
     def figures(self) -> dict[str, float]:
         """Means over the steps since the last call (at least one); begins anew.
@@ -219,14 +172,11 @@ class Trainer:
         for name, tensor in tensors.items():
             tensor.copy_(state[name])
         self.step_number = int(state["step"])
-        for parameter in self._parameters.values():
-            self._optimizer.state[parameter]["step"].fill_(self.step_number)
 
     def _tensors(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for name, parameter in self._parameters.items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                found[f"{moment}.{name}"] = self._optimizer.state[parameter][moment]
+        for name, moments in self._moments.items():
+            found |= {f"{moment}.{name}": tensor for moment, tensor in moments._asdict().items()}
         return found | {"silent_rows": self._silent_N, "sums": self._sums}
 
 

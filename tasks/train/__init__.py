@@ -150,4 +150,4 @@ def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(history, schema=schema), path)
 
 
-TRAIN = Stage("train", version=1, spec=TrainSpec, run=train, progress=True)
+TRAIN = Stage("train", version=2, spec=TrainSpec, run=train, progress=True)

@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks import train_step
+from tests.benchmarks import peers, train_step
 
-MODULES = (train_step,)
+MODULES = (train_step, peers)
 
 
 def main() -> None:

@@ -24,9 +24,25 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
     torch.set_num_threads(THREADS)
     for name, (rows, d, n, k) in SHAPES.items():
         if wanted in name:
-            step, floor = _prepared(rows, d, n, k)
-            value, reference = in_turn(step, floor)
-            yield {"name": name, "value": value, "unit": "ms", "reference": reference, "ratio": value / reference}
+            x_BD, step = batch(rows, d), _step(rows, d, n, k)
+            yield row(name, lambda step=step, x_BD=x_BD: step(x_BD), floor(x_BD, n))
+
+
+def batch(rows: int, d: int) -> torch.Tensor:
+    """The rows that every step gets."""
+    return torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
+
+
+def floor(x_BD: torch.Tensor, n: int) -> Callable[[], Any]:
+    """One encoder matmul of these rows into memory that is there."""
+    weight_DN, pre_BN = torch.randn(n, x_BD.shape[1]).t(), torch.empty(len(x_BD), n)
+    return lambda: torch.mm(x_BD, weight_DN, out=pre_BN)
+
+
+def row(name: str, work: Callable[[], Any], below: Callable[[], Any]) -> dict[str, Any]:
+    """What `make bench` prints of work and its floor."""
+    value, reference = in_turn(work, below)
+    return {"name": name, "value": value, "unit": "ms", "reference": reference, "ratio": value / reference}
 
 
 def in_turn(work: Callable[[], Any], floor: Callable[[], Any]) -> tuple[float, float]:
@@ -44,10 +60,7 @@ def in_turn(work: Callable[[], Any], floor: Callable[[], Any]) -> tuple[float, f
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def _prepared(rows: int, d: int, n: int, k: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _step(rows: int, d: int, n: int, k: int) -> Callable[[torch.Tensor], None]:
     sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
     config = TrainerConfig(batch_size=rows, steps=1_000_000, lr=1e-4, dead_after_rows=10_000_000)
-    trainer = Trainer(sae, config, variance=float(d))
-    x_BD = torch.randn(rows, d, generator=torch.Generator().manual_seed(0))
-    weight_DN = sae.W_enc.detach().clone().t()
-    return lambda: trainer.step(x_BD), lambda: x_BD @ weight_DN
+    return Trainer(sae, config, variance=float(d)).step

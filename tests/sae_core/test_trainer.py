@@ -14,6 +14,7 @@ from sae_core import ActivationError, CheckpointError, SAEConfig, TopKSAE, metri
 from sae_core.trainer import Trainer, TrainerConfig
 
 D, N, K, BATCH = 16, 64, 4, 128
+DTYPES = (torch.float32, torch.float64)  # each has a kernel of its own (sae_core/kernels/)
 
 
 def batch(step: int, rows: int = BATCH) -> torch.Tensor:
@@ -27,8 +28,8 @@ def batch(step: int, rows: int = BATCH) -> torch.Tensor:
 VARIANCE = float(batch(0, 5000).var(0).sum())
 
 
-def trainer(steps=60, seed=0, group=None, normalization="none", **changes) -> Trainer:
-    sae = TopKSAE(SAEConfig(d_in=D, n_latents=N, k=K, seed=seed, normalization=normalization))
+def trainer(steps=60, seed=0, group=None, normalization="none", dtype=torch.float32, **changes) -> Trainer:
+    sae = TopKSAE(SAEConfig(d_in=D, n_latents=N, k=K, seed=seed, normalization=normalization)).to(dtype)
     settings = {"batch_size": BATCH, "steps": steps, "warmup_steps": 5, "lr": 5e-3, "dead_after_rows": 3 * BATCH}
     return Trainer(sae, TrainerConfig(**(settings | changes)), variance=VARIANCE, group=group)
 
@@ -145,6 +146,18 @@ def test_values_that_are_not_finite_are_refused_and_change_nothing():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec"])
+def test_a_training_that_has_diverged_is_refused_and_changes_nothing(name):
+    learner = advance(trainer(), 2)
+    with torch.no_grad():
+        getattr(learner.sae, name)[int(learner.sae.encode(batch(2)).indices_BK[0, 0])] = float("nan")
+    before = learner.state_dict()
+    with pytest.raises(ActivationError, match="loss of step 2 is not finite, although the activations are"):
+        learner.step(batch(2))
+    after = learner.state_dict()
+    assert all(torch.equal(before[name].nan_to_num(9), after[name].nan_to_num(9)) for name in before)
+
+
 def test_a_batch_of_another_size_or_width_is_refused():
     with pytest.raises(ActivationError, match=r"got 100 rows.*128"):
         trainer().step(batch(0, 100))
@@ -172,17 +185,16 @@ def run_rank(rank: int, world: int, store: str, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
     )
-    learner = trainer(seed=rank, group=dist.group.WORLD)  # ranks that start apart are brought together
     share = BATCH // world
-    for step in range(25):
-        learner.step(batch(step)[rank * share : (rank + 1) * share])
-    torch.save({"state": learner.state_dict(), "figures": learner.figures()}, f"{folder}/{rank}.pt")
-    if rank == 0:
-        bad = batch(25)[:share] * float("nan")
-    else:
-        bad = batch(25)[share:]
-    with pytest.raises(ActivationError, match="not finite"):  # on both, though only one rank's share is bad
-        learner.step(bad)
+    own = slice(rank * share, (rank + 1) * share)
+    for dtype in DTYPES:
+        learner = trainer(seed=rank, group=dist.group.WORLD, dtype=dtype)  # ranks that start apart are brought together
+        for step in range(25):
+            learner.step(batch(step)[own])
+        torch.save({"state": learner.state_dict(), "figures": learner.figures()}, f"{folder}/{rank}-{dtype}.pt")
+        bad = batch(25)[own] * (float("nan") if rank == 0 else 1)
+        with pytest.raises(ActivationError, match="not finite"):  # on both, though only one rank's share is bad
+            learner.step(bad)
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # gloo's threads have been seen to abort an interpreter that takes its time to end
@@ -190,14 +202,16 @@ def run_rank(rank: int, world: int, store: str, folder: str) -> None:
 
 def test_ranks_stay_bit_equal_and_near_the_single_process(tmp_path):
     multiprocessing.spawn(run_rank, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, tensor in ranks[0]["state"].items():
-        assert torch.equal(tensor, ranks[1]["state"][name]), name
-    assert ranks[0]["figures"] == ranks[1]["figures"]
-    alone = advance(trainer(), 25)
-    assert torch.equal(alone.state_dict()["silent_rows"], ranks[0]["state"]["silent_rows"])
-    torch.testing.assert_close(alone.state_dict()["sae.W_enc"], ranks[0]["state"]["sae.W_enc"], atol=1e-3, rtol=1e-2)
-    assert alone.figures()["fvu"] == pytest.approx(ranks[0]["figures"]["fvu"], rel=1e-4)
+    for dtype in DTYPES:
+        ranks = [torch.load(tmp_path / f"{rank}-{dtype}.pt", weights_only=True) for rank in range(2)]
+        for name, tensor in ranks[0]["state"].items():
+            assert torch.equal(tensor, ranks[1]["state"][name]), name
+        assert ranks[0]["figures"] == ranks[1]["figures"]
+        alone = advance(trainer(dtype=dtype), 25)
+        assert torch.equal(alone.state_dict()["silent_rows"], ranks[0]["state"]["silent_rows"])
+        weights = [state["sae.W_enc"] for state in (alone.state_dict(), ranks[0]["state"])]
+        torch.testing.assert_close(*weights, atol=1e-3, rtol=1e-2)
+        assert alone.figures()["fvu"] == pytest.approx(ranks[0]["figures"]["fvu"], rel=1e-4)
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(tmp_path):

@@ -1,0 +1,40 @@
+"""The training step, fitted to where it runs; each way gives the same result within rounding.
+
+    step.py         what a step is to the trainer
+    reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
+    cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_loops.py, numba)
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from sae_core.kernels.step import Found, Moments, Step, StepOptions
+
+if TYPE_CHECKING:
+    from torch import distributed as dist
+
+    from sae_core.sae import SAE
+
+__all__ = ["Found", "Moments", "Step", "StepOptions", "step_for"]
+
+
+def step_for(
+    sae: "SAE", moments: Mapping[str, Moments], options: StepOptions, group: "dist.ProcessGroup | None" = None
+) -> Step:
+    """The fastest step that this autoencoder's architecture, device and dtype allow.
+
+    `moments` names a pair for each of its parameters. `group`: the ranks that share a batch; None: this one alone.
+    """
+    from sae_core.gradients import written_by_hand
+    from sae_core.kernels.reference import DenseStep
+
+    tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    if plain and written_by_hand(sae) and options.clip_norm is None:
+        from sae_core.kernels import cpu  # numba takes a second to import
+
+        if cpu.available():
+            return cpu.FusedStep(sae, moments, options, group)
+    return DenseStep(sae, moments, options, group)

@@ -1,0 +1,204 @@
+"""The training step on a CPU in fp32: one dense matmul, everything else in compiled loops over what fired.
+
+No gradient of a weight matrix ever lies in memory: the pass that makes a latent's gradient also makes its update. What
+is compiled takes some seconds at the first step on a machine and half a second in later processes.
+
+Ranks share the encoder's matmul, the one large cost, then tell each other their rows and sparse codes, B (D + 2K + 1)
+numbers where dense gradients are 2ND, and each makes the whole update: their weights are equal by construction.
+"""
+
+import functools
+import importlib
+from collections.abc import Mapping
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from sae_core.gradients import auxiliary_gradients
+from sae_core.kernels import cpu_loops as loops
+from sae_core.kernels.step import Found, Moments, StepOptions
+from sae_core.sae import TopKSAE
+
+PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
+TILE_ELEMENTS = 1 << 25  # pre-activations held at once: 128 MiB
+
+
+@functools.cache
+def available() -> bool:
+    """Says whether numba finds OpenMP here, whose threads it then shares with torch.
+
+    Its own kinds of threads fight torch's, which wait for work by spinning: plain torch is faster than that.
+    """
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return False
+    return True
+
+
+class FusedStep:
+    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step`."""
+
+    figures = 3
+
+    def __init__(
+        self,
+        sae: TopKSAE,
+        moments: Mapping[str, Moments],
+        options: StepOptions,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> None:
+        self._sae = sae
+        self._options = options
+        self._scale = 2 / (options.rows * options.variance)
+        self._group = group if group and dist.get_world_size(group) > 1 else None
+        rank, world = (dist.get_rank(self._group), dist.get_world_size(self._group)) if self._group else (0, 1)
+        rows, k = options.rows, sae.config.k
+        self._own = slice(rank * (rows // world), (rank + 1) * (rows // world))
+        n, d = sae.W_enc.shape
+        ideal = (n / k) ** 0.5  # makes chunk maxima and the values in surviving chunks equally many
+        self._width = max(width for width in (1, 2, 4, 8, 16, 32) if width == 1 or width <= ideal)
+        self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
+
+        self._x_BD = torch.empty(rows, d)
+        self._centred_BD = torch.empty(rows, d)
+        self._pre_TN = torch.empty(min(rows // world, max(1, TILE_ELEMENTS // n)), n)
+        self._error_BD = torch.empty(rows, d)
+        self._values_BK = np.empty((rows, k), np.float32)
+        self._d_values_BK = np.empty((rows, k), np.float32)
+        self._places_BK = np.empty((rows, k), np.int32)
+        self._counts_B = np.empty(rows, np.int32)
+        blocks = -(-rows // loops.ROWS)
+        self._error_RD = np.empty((blocks, d), np.float32)
+        self._sums_R2 = np.empty((blocks, 2))
+        self._starts_N1 = np.empty(n + 1, np.int64)
+        self._rows_P = np.empty(rows * k, np.int32)
+        self._values_P = np.empty(rows * k, np.float32)
+        self._d_values_P = np.empty(rows * k, np.float32)
+        self._dead_place_N = np.full(n, -1, np.int32)
+        self._nobody = (np.empty((0, d), np.float32), np.empty((0, d), np.float32), np.empty(0, np.float32))
+        self._dead = self._nobody
+        start_threads()
+
+    @torch.no_grad()
+    def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
+        """The target is `x_BD` itself, and there is no sparsity penalty: TopK has neither."""
+        sae, options = self._sae, self._options
+        dead_M = dead_N.nonzero().squeeze(1)
+        start_threads()
+        self._x_BD[self._own] = x_BD
+        torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
+        pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
+        if self._group:
+            self._exchange()
+        loops.errors(
+            self._x_BD.numpy(),
+            self._moving["b_pre"].weight,
+            self._moving["W_dec"].weight,
+            self._values_BK,
+            self._places_BK,
+            self._counts_B,
+            self._error_BD.numpy(),
+            self._d_values_BK,
+            self._error_RD,
+            self._sums_R2,
+        )
+        loops.sort_by_latent(
+            self._values_BK,
+            self._d_values_BK,
+            self._places_BK,
+            self._counts_B,
+            self._scale,
+            self._starts_N1,
+            self._rows_P,
+            self._values_P,
+            self._d_values_P,
+        )
+        squared_error, squared_norm = self._sums_R2.sum(0).tolist()
+        sums = [squared_error / options.variance, 0.0, squared_norm]
+        self._dead_place_N.fill(-1)
+        self._dead = self._nobody
+        if pre_BM.shape[1]:
+            scale = self._scale * options.auxiliary
+            centred_BD, error_BD = self._centred_BD[self._own], self._error_BD[self._own]
+            found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
+            if self._group:
+                for tensor in found:
+                    dist.all_reduce(tensor, group=self._group)
+            self._dead_place_N[dead_M.numpy()] = np.arange(len(dead_M))
+            self._dead = (found.W_enc_MD.numpy(), found.W_dec_MD.numpy(), found.b_enc_M.numpy())
+            sums[1] = float(found.squared_error) / options.variance
+        return Found(torch.tensor(sums, dtype=torch.float64), torch.from_numpy(np.diff(self._starts_N1)))
+
+    def _encode(self, dead_M: Tensor) -> Tensor:
+        """The codes of this rank's rows; returns their pre-activations (B, M) of dead latents."""
+        weight_DN, bias_N = self._sae.W_enc.t(), self._sae.b_enc
+        tile = len(self._pre_TN)
+        pre_BM = torch.empty(self._own.stop - self._own.start, len(dead_M))
+        for start in range(self._own.start, self._own.stop, tile):
+            part = slice(start, min(start + tile, self._own.stop))
+            pre_TN = self._pre_TN[: part.stop - start]
+            torch.mm(self._centred_BD[part], weight_DN, out=pre_TN)
+            loops.top_k(
+                pre_TN.numpy(),
+                self._moving["b_enc"].weight,
+                self._width,
+                self._values_BK[part],
+                self._places_BK[part],
+                self._counts_B[part],
+            )
+            if len(dead_M):
+                own = slice(start - self._own.start, part.stop - self._own.start)
+                torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[own])
+        return pre_BM
+
+    def _exchange(self) -> None:
+        """Every rank's rows and codes on every rank."""
+        for array in (self._x_BD.numpy(), self._values_BK, self._places_BK, self._counts_B):
+            whole = torch.from_numpy(array)
+            dist.all_gather_into_tensor(whole, whole[self._own].clone(), group=self._group)
+        torch.sub(self._x_BD, self._sae.b_pre, out=self._centred_BD)
+
+    def update(self, learning_rate: float, number: int) -> None:
+        options = self._options
+        start_threads()
+        constants = (
+            learning_rate / (1 - options.beta1**number),
+            1 / (1 - options.beta2**number) ** 0.5,
+            options.epsilon,
+            options.beta1,
+            1 - options.beta1,
+            options.beta2,
+            1 - options.beta2,
+            1 - learning_rate * options.weight_decay,
+        )
+        loops.update(
+            self._centred_BD.numpy(),
+            self._error_BD.numpy(),
+            self._error_RD.sum(0) * np.float32(self._scale),
+            self._starts_N1,
+            self._rows_P,
+            self._values_P,
+            self._d_values_P,
+            self._dead_place_N,
+            *self._dead,
+            *(self._moving[name] for name in PARAMETERS),
+            loops.AdamW(*map(np.float32, constants)),
+        )
+
+
+def _moving(parameter: Tensor, moments: Moments) -> loops.Moving:
+    """Views of the tensors' own memory."""
+    return loops.Moving(parameter.detach().numpy(), *(tensor.numpy() for tensor in moments))
+
+
+def start_threads() -> None:
+    """Gives numba as many threads as torch uses, now; they start at the first call."""
+    numba.config.THREADING_LAYER = "omp"
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:  # both use one OpenMP, whose number numba sets when its threads start
+        torch.set_num_threads(threads)

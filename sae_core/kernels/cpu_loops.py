@@ -1,0 +1,327 @@
+"""The loops of the CPU's training step, compiled by numba when first called and kept for later processes.
+
+Everything is split into blocks whose number depends on shapes alone, so that no bit depends on the number of threads.
+What makes LLVM vectorise them: one-dimensional slices (no negative index to wrap), division as numpy does it (no branch
+for zero), sums that may be reordered. No flag lets the compiler assume that values are finite: NaN is to be seen.
+
+Numba's OpenMP threads do not survive a fork: a process that has made a step may start others only by exec or spawn.
+
+Shapes: B rows, D d_in, N n_latents, K k, C chunks of a row, P pairs (row, latent) that fired, M dead latents, R blocks.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+ROWS = 16  # rows of one block
+LATENT_BLOCKS = 64
+
+
+class Moving(NamedTuple):
+    """A parameter and AdamW's memory of it, in one shape."""
+
+    weight: np.ndarray
+    exp_avg: np.ndarray
+    exp_avg_sq: np.ndarray
+
+
+class AdamW(NamedTuple):
+    """AdamW's constants of one step, each np.float32."""
+
+    step_size: Any  # lr / (1 - beta1^t)
+    root: Any  # 1 / sqrt(1 - beta2^t)
+    epsilon: Any
+    beta1: Any
+    rest1: Any  # 1 - beta1, rounded once
+    beta2: Any
+    rest2: Any
+    keep: Any  # 1 - lr x weight decay
+
+
+def _compiled(parallel: bool = False) -> Callable[[Any], Any]:
+    options = {"parallel": parallel, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+
+    def decorate(function: Any) -> Any:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # neither this folder nor the user's cache can be written: compiled in each process
+            return njit(**options)(function)
+
+    return decorate
+
+
+@_compiled()
+def _least_kept(keys: np.ndarray, k: int, more: int) -> Any:
+    """A key that at least k of `keys` reach, and at most k + more where ties allow; 1 where at most k are positive.
+
+    A positive float and its bits read as an integer have the same order; what is not positive has a key below 1.
+    """
+    top = np.int32(0)
+    positive = 0
+    for i in range(keys.shape[0]):
+        top = max(top, keys[i])
+        positive += keys[i] > 0
+    if positive <= k:
+        return np.int32(1)
+    low, high = 1, int(top) + 1  # at least k keys reach low, fewer reach high
+    while high - low > 1:
+        middle = np.int32((low + high) // 2)
+        count = 0
+        for i in range(keys.shape[0]):
+            count += keys[i] >= middle
+        if count < k:
+            high = int(middle)
+        else:
+            low = int(middle)
+            if count <= k + more:
+                break
+    return np.int32(low)
+
+
+@_compiled()
+def _raise_maxima(largest_C: np.ndarray, pre_C: np.ndarray, bias_C: np.ndarray) -> Any:
+    """Raises each maximum to pre + bias where that is larger; returns the sum of all, which shows any NaN."""
+    total = np.float32(0)
+    for c in range(pre_C.shape[0]):
+        value = pre_C[c] + bias_C[c]
+        total += value
+        largest_C[c] = max(largest_C[c], value)
+    return total
+
+
+@_compiled(parallel=True)
+def top_k(
+    pre_BN: np.ndarray,
+    bias_N: np.ndarray,
+    width: int,
+    values_BK: np.ndarray,
+    places_BK: np.ndarray,
+    counts_B: np.ndarray,
+) -> None:
+    """The k largest positive values of each row of pre + bias, exactly; of equal ones those with the lowest number.
+
+    Chunk c holds the places c, c + C, c + 2C, ...; k of the C maxima reach a threshold, so at least k values do, and
+    only chunks whose maximum reaches it hold any. A row that is not finite gets a NaN as its one value.
+    """
+    rows, n = pre_BN.shape
+    k = values_BK.shape[1]
+    chunks = (n + width - 1) // width
+    for block in prange((rows + ROWS - 1) // ROWS):
+        largest_C = np.empty(chunks, np.float32)
+        found = np.empty(n, np.float32)
+        found_places = np.empty(n, np.int32)
+        bound = np.empty(1, np.float32)
+        bound_key = bound.view(np.int32)
+        for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
+            pre_N, values_K, places_K = pre_BN[row], values_BK[row], places_BK[row]
+            total = np.float32(0)
+            largest_C[:] = -np.inf
+            for start in range(0, n, chunks):
+                total += _raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
+            if not np.isfinite(total):
+                values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
+                continue
+            bound_key[0] = _least_kept(largest_C.view(np.int32), k, k // 4)
+            size = 0
+            for c in range(chunks):
+                if largest_C[c] >= bound[0]:
+                    for place in range(c, n, chunks):
+                        value = pre_N[place] + bias_N[place]
+                        if value >= bound[0]:
+                            found[size], found_places[size] = value, place
+                            size += 1
+            bound_key[0] = _least_kept(found[:size].view(np.int32), k, 0)
+            count, ties = 0, 0
+            for i in range(size):
+                count += found[i] > bound[0]
+                ties += found[i] == bound[0]
+            crowded = count + ties > k
+            count = 0
+            for i in range(size):
+                if found[i] > bound[0] or (found[i] == bound[0] and not crowded):
+                    values_K[count], places_K[count] = found[i], found_places[i]
+                    count += 1
+            place = 0
+            while crowded and count < k:
+                if pre_N[place] + bias_N[place] == bound[0]:
+                    values_K[count], places_K[count] = bound[0], place
+                    count += 1
+                place += 1
+            counts_B[row] = count
+
+
+@_compiled()
+def _add_rows(
+    sum_D: np.ndarray, weights: np.ndarray, rows: np.ndarray, begin: int, end: int, table: np.ndarray
+) -> None:
+    """Adds table rows times weights, four at once so that the sum is loaded and stored less often."""
+    at = begin
+    while at + 4 <= end:
+        a_D, b_D, c_D, d_D = table[rows[at]], table[rows[at + 1]], table[rows[at + 2]], table[rows[at + 3]]
+        a, b, c, d = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+        for i in range(sum_D.shape[0]):
+            sum_D[i] += (a * a_D[i] + b * b_D[i]) + (c * c_D[i] + d * d_D[i])
+        at += 4
+    while at < end:
+        a_D, a = table[rows[at]], weights[at]
+        for i in range(sum_D.shape[0]):
+            sum_D[i] += a * a_D[i]
+        at += 1
+
+
+@_compiled()
+def _dot(a_D: np.ndarray, b_D: np.ndarray) -> Any:
+    total = np.float32(0)
+    for i in range(a_D.shape[0]):
+        total += a_D[i] * b_D[i]
+    return total
+
+
+@_compiled(parallel=True)
+def errors(
+    x_BD: np.ndarray,
+    b_pre_D: np.ndarray,
+    W_dec: np.ndarray,
+    values_BK: np.ndarray,
+    places_BK: np.ndarray,
+    counts_B: np.ndarray,
+    error_BD: np.ndarray,
+    d_values_BK: np.ndarray,
+    error_RD: np.ndarray,
+    sums_R2: np.ndarray,
+) -> None:
+    """Decodes: error x^ - x, its product with each decoder row that fired, and for each block of rows the sum of the
+    error, its squared norm and that of x."""
+    rows = x_BD.shape[0]
+    for block in prange((rows + ROWS - 1) // ROWS):
+        sum_D = error_RD[block]
+        sum_D[:] = 0
+        squared_error, squared_norm = 0.0, 0.0
+        for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
+            x_D, error_D, places_K = x_BD[row], error_BD[row], places_BK[row]
+            error_D[:] = b_pre_D
+            _add_rows(error_D, values_BK[row], places_K, 0, counts_B[row], W_dec)
+            for i in range(error_D.shape[0]):
+                error_D[i] -= x_D[i]
+                sum_D[i] += error_D[i]
+            squared_error += _dot(error_D, error_D)
+            squared_norm += _dot(x_D, x_D)
+            for j in range(counts_B[row]):
+                d_values_BK[row, j] = _dot(W_dec[places_K[j]], error_D)
+        sums_R2[block, 0], sums_R2[block, 1] = squared_error, squared_norm
+
+
+@_compiled()
+def sort_by_latent(
+    values_BK: np.ndarray,
+    d_values_BK: np.ndarray,
+    places_BK: np.ndarray,
+    counts_B: np.ndarray,
+    scale: float,
+    starts_N1: np.ndarray,
+    rows_P: np.ndarray,
+    values_P: np.ndarray,
+    d_values_P: np.ndarray,
+) -> None:
+    """The pairs of each latent side by side, by row: those of latent i from starts_N1[i] to starts_N1[i + 1].
+
+    Values and their gradients are multiplied by `scale`, what the loss has before the squared error.
+    """
+    factor = np.float32(scale)
+    starts_N1[:] = 0
+    for row in range(counts_B.shape[0]):
+        for j in range(counts_B[row]):
+            starts_N1[places_BK[row, j] + 1] += 1
+    for i in range(1, starts_N1.shape[0]):
+        starts_N1[i] += starts_N1[i - 1]
+    for row in range(counts_B.shape[0]):
+        for j in range(counts_B[row]):
+            latent = places_BK[row, j]
+            at = starts_N1[latent]
+            rows_P[at], values_P[at], d_values_P[at] = row, values_BK[row, j] * factor, d_values_BK[row, j] * factor
+            starts_N1[latent] += 1
+    for i in range(starts_N1.shape[0] - 1, 0, -1):  # each start has moved to its end, which is the next one's start
+        starts_N1[i] = starts_N1[i - 1]
+    starts_N1[0] = 0
+
+
+@_compiled()
+def _adamw(weight: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, gradient: np.ndarray, adamw: AdamW) -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations."""
+    step_size, root, epsilon, beta1, rest1, beta2, rest2, keep = adamw
+    for i in range(weight.shape[0]):
+        mean = beta1 * exp_avg[i] + rest1 * gradient[i]
+        square = beta2 * exp_avg_sq[i] + rest2 * gradient[i] * gradient[i]
+        exp_avg[i], exp_avg_sq[i] = mean, square
+        weight[i] = keep * weight[i] - step_size * mean / (np.sqrt(square) * root + epsilon)
+
+
+@_compiled(parallel=True)
+def update(
+    centred_BD: np.ndarray,
+    error_BD: np.ndarray,
+    error_D: np.ndarray,
+    starts_N1: np.ndarray,
+    rows_P: np.ndarray,
+    values_P: np.ndarray,
+    d_values_P: np.ndarray,
+    dead_place_N: np.ndarray,
+    dead_W_enc_MD: np.ndarray,
+    dead_W_dec_MD: np.ndarray,
+    dead_b_enc_M: np.ndarray,
+    W_enc: Moving,
+    W_dec: Moving,
+    b_enc: Moving,
+    b_pre: Moving,
+    adamw: AdamW,
+) -> None:
+    """One pass over the latents: both gradients of a latent in one row, AdamW, and the direction back to norm 1.
+
+    `error_D` is the gradient of b_pre through the decoder. `dead_*` are gradients of the auxiliary loss, that of latent
+    i in row dead_place_N[i], none where it is negative.
+    """
+    n, d = W_enc.weight.shape
+    enc, enc_avg, enc_sq = W_enc
+    dec, dec_avg, dec_sq = W_dec
+    gradient_N = np.empty(n, np.float32)
+    through_encoder_RD = np.zeros((LATENT_BLOCKS, d), np.float32)
+    for block in prange(LATENT_BLOCKS):
+        gradient_D = np.empty(d, np.float32)
+        sum_D = through_encoder_RD[block]
+        for latent in range(block * n // LATENT_BLOCKS, (block + 1) * n // LATENT_BLOCKS):
+            begin, end, place = starts_N1[latent], starts_N1[latent + 1], dead_place_N[latent]
+            row_D = enc[latent]
+            gradient_D[:] = 0
+            gradient = np.float32(0)
+            if place >= 0:
+                gradient_D[:] = dead_W_enc_MD[place]
+                gradient = dead_b_enc_M[place]
+            for at in range(begin, end):
+                gradient += d_values_P[at]
+            gradient_N[latent] = gradient
+            if gradient != 0:
+                for i in range(d):
+                    sum_D[i] += gradient * row_D[i]  # of the row as it was
+            _add_rows(gradient_D, d_values_P, rows_P, begin, end, centred_BD)
+            _adamw(row_D, enc_avg[latent], enc_sq[latent], gradient_D, adamw)
+
+            row_D = dec[latent]
+            gradient_D[:] = 0
+            if place >= 0:
+                gradient_D[:] = dead_W_dec_MD[place]
+            _add_rows(gradient_D, values_P, rows_P, begin, end, error_BD)
+            along = _dot(gradient_D, row_D)
+            for i in range(d):
+                gradient_D[i] -= along * row_D[i]
+            _adamw(row_D, dec_avg[latent], dec_sq[latent], gradient_D, adamw)
+            norm = np.sqrt(_dot(row_D, row_D))
+            for i in range(d):
+                row_D[i] /= norm
+    gradient_D = error_D.copy()
+    for block in range(LATENT_BLOCKS):
+        for i in range(d):
+            gradient_D[i] -= through_encoder_RD[block, i]
+    _adamw(b_enc.weight, b_enc.exp_avg, b_enc.exp_avg_sq, gradient_N, adamw)
+    _adamw(b_pre.weight, b_pre.exp_avg, b_pre.exp_avg_sq, gradient_D, adamw)

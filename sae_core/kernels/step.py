@@ -1,0 +1,65 @@
+"""What a training step is to the trainer, whatever computes it: gradients that change nothing, then the update.
+
+    step = step_for(sae, moments, options, group)                     sae_core/kernels/__init__.py
+    found = step.gradients(x_BD, target_BD, dead_N, sparsity)         # refuse what is not finite here
+    step.update(learning_rate, number)
+
+Shapes: B rows of this rank, D d_in, N n_latents.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """AdamW's memory of one parameter, in its shape."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What fixes a step besides weights, moments and rows; sae_core/losses.py has the loss."""
+
+    rows: int  # of the global batch
+    variance: float  # V, the unit of the loss
+    auxiliary: float  # weight of the auxiliary loss
+    k_auxiliary: int
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip_norm: float | None = None  # largest norm of all gradients together; None: any
+    select_per_rank: bool = False  # whether batch-wide selections look at each rank's rows alone
+
+
+class Found(NamedTuple):
+    """What a step learnt of the global batch; equal on all ranks."""
+
+    sums: Tensor  # over the rows: squared error / V, auxiliary / V, squared norm of what was given, perhaps more
+    fired_N: Tensor  # in how many rows each latent fired
+
+
+class Step(Protocol):
+    """One way of computing a training step."""
+
+    figures: int  # length of Found.sums
+
+    def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
+        """From this rank's rows and their target, both normalised; weights and moments stay.
+
+        `dead_N` (bool) says which latents are dead, `sparsity` is the weight of the sparsity penalty.
+        """
+        ...
+
+    def update(self, learning_rate: float, number: int) -> None:
+        """AdamW with the last gradients as its update `number`, counted from 1.
+
+        Where decoder directions are kept at norm 1, they get no gradient along themselves. Bricken et al. 2023,
+        "Towards monosemanticity", appendix: with the parallel part left in, Adam's moments carry a motion that the
+        renormalisation takes back at each step.
+        """
+        ...

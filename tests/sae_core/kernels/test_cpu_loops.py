@@ -1,0 +1,120 @@
+"""The compiled loops against float64 and against plain sorting, on small and awkward shapes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_core.kernels import cpu, cpu_loops
+
+FLOAT = st.floats(-4, 4, width=32)
+FEW = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0])  # many ties
+
+
+def top_k(pre_BN: np.ndarray, bias_N: np.ndarray, k: int, width: int) -> list[dict[int, float]]:
+    """What the loop keeps of each row: {latent: value}."""
+    assert cpu.available()
+    rows = len(pre_BN)
+    values, places = np.full((rows, k), np.nan, np.float32), np.full((rows, k), -1, np.int32)
+    counts = np.zeros(rows, np.int32)
+    cpu_loops.top_k(pre_BN, bias_N, width, values, places, counts)
+    found = [
+        dict(zip(places[row, :count].tolist(), values[row, :count].tolist(), strict=True))
+        for row, count in enumerate(counts)
+    ]
+    assert [len(row) for row in found] == counts.tolist(), "a latent was kept twice"
+    return found
+
+
+def sorted_top_k(pre_BN: np.ndarray, bias_N: np.ndarray, k: int) -> list[dict[int, float]]:
+    """The same by a stable sort: of equal values the lowest number first, then what is positive."""
+    total_BN = pre_BN + bias_N
+    order_BN = np.argsort(-total_BN, axis=1, kind="stable")[:, :k]
+    return [
+        {int(place): float(row[place]) for place in order if row[place] > 0}
+        for row, order in zip(total_BN, order_BN, strict=True)
+    ]
+
+
+@given(st.data())
+def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(data):
+    n = data.draw(st.integers(1, 150), "n")
+    k = data.draw(st.one_of(st.integers(1, n), st.just(n)), "k")
+    width = data.draw(st.sampled_from([1, 2, 4, 8, 16, 32]), "width")
+    rows = data.draw(st.integers(1, 40), "rows")
+    element = data.draw(st.sampled_from([FLOAT, FEW]), "kind")
+    pool = np.array(data.draw(st.lists(element, min_size=1, max_size=30), "pool"), np.float32)
+    generator = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
+    pre_BN, bias_N = generator.choice(pool, (rows, n)), generator.choice(pool, n)
+    assert top_k(pre_BN, bias_N, k, width) == sorted_top_k(pre_BN, bias_N, k)
+
+
+@pytest.mark.parametrize(("n", "k", "width"), [(8192, 32, 16), (1000, 16, 32), (1024, 1, 32), (4096, 4096, 1)])
+def test_large_rows(n, k, width):
+    generator = np.random.default_rng(0)
+    pre_BN, bias_N = generator.standard_normal((40, n), np.float32), generator.standard_normal(n, np.float32)
+    assert top_k(pre_BN, bias_N, k, width) == sorted_top_k(pre_BN, bias_N, k)
+
+
+def test_rows_of_one_value_keep_the_first_latents_and_negative_rows_none():
+    pre_BN = np.stack([np.full(100, 2.5, np.float32), np.full(100, -2.5, np.float32), np.zeros(100, np.float32)])
+    assert top_k(pre_BN, np.zeros(100, np.float32), 3, 8) == [{0: 2.5, 1: 2.5, 2: 2.5}, {}, {}]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 57, 99])
+def test_a_row_that_is_not_finite_says_so(value, place):
+    pre_BN = np.full((3, 100), -1, np.float32)
+    pre_BN[1, place] = value
+    first, second, third = top_k(pre_BN, np.zeros(100, np.float32), 4, 8)
+    assert first == third == {}
+    assert list(second) == [0] and np.isnan(second[0])
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 9), st.integers(0, 1000))
+def test_pairs_are_sorted_by_latent_and_then_by_row(rows, n, k, seed):
+    generator = np.random.default_rng(seed)
+    k = min(k, n)
+    places = np.argsort(generator.random((rows, n)), axis=1)[:, :k].astype(np.int32)
+    values, d_values = generator.standard_normal((2, rows, k)).astype(np.float32)
+    counts = generator.integers(0, k + 1, rows).astype(np.int32)
+    starts, rows_P = np.empty(n + 1, np.int64), np.empty(rows * k, np.int32)
+    values_P, d_values_P = np.empty((2, rows * k), np.float32)
+    cpu_loops.sort_by_latent(values, d_values, places, counts, 0.5, starts, rows_P, values_P, d_values_P)
+    kept = [(places[row, j], row, j) for row in range(rows) for j in range(counts[row])]
+    assert starts.tolist() == [sum(latent < i for latent, _, _ in kept) for i in range(n + 1)]
+    for at, (_, row, j) in enumerate(sorted(kept)):
+        assert (rows_P[at], values_P[at], d_values_P[at]) == (row, values[row, j] / 2, d_values[row, j] / 2)
+
+
+FIRST_USE = """
+import numba, numpy, torch
+torch.set_num_threads(1)
+from sae_core.kernels import cpu, cpu_loops as loops
+print(loops._dot(*numpy.full((2, 3), 2, numpy.float32)), loops.__file__)
+cpu.start_threads()
+print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+def test_first_use_leaves_torchs_threads_alone_and_needs_no_place_for_a_cache(tmp_path):
+    copy = tmp_path / "sae_core"
+    shutil.copytree(Path(cpu_loops.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "kernels" / "__pycache__").touch()  # a file where the folder would be: root, too, cannot write there
+    (tmp_path / "cache").touch()
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FIRST_USE],
+        cwd=tmp_path,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout.split()) == (0, ["12.0", str(copy / "kernels/cpu_loops.py"), "1", "1"]), (
+        run.stderr
+    )
