@@ -20,6 +20,7 @@ from sae_core.codes import Codes, CSRCodes, TopKCodes
 from sae_core.config import SAEConfig
 from sae_core.errors import ActivationError, CheckpointError, FormatError, RowsError, SAEError, SiteError
 from sae_core.files import load_sae, read_metadata, save_sae
+from sae_core.formats import Foreign, read_foreign, write_foreign
 from sae_core.hooks import Site, capture, decoder_layers, splice
 from sae_core.rows import Rows
 from sae_core.sae import SAE, TopKSAE
@@ -35,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "Codes",
     "Estimate",
+    "Foreign",
     "FormatError",
     "GatedSAE",
     "JumpReLUSAE",
@@ -59,7 +61,9 @@ __all__ = [
     "load_sae",
     "make_sae",
     "merge_all",
+    "read_foreign",
     "read_metadata",
     "save_sae",
     "splice",
+    "write_foreign",
 ]

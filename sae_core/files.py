@@ -65,7 +65,7 @@ def _record(folder: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FormatError(f"{path} is not JSON ({error}); take it again from its source.") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or not isinstance(record.get("metadata"), dict):
-        raise FormatError(f"{path} was not written by save_sae (schema {SCHEMA}); convert foreign autoencoders first.")
+        raise FormatError(f"{path} was not written by save_sae (schema {SCHEMA}); read others with read_foreign.")
     return record
 
 
