@@ -5,9 +5,10 @@ BIN := .venv/bin
 CORE := .venv/.core
 TESTS := .venv/.tests
 SWIFT := .venv-swift/.swift
+PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check bench peers
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -28,6 +29,8 @@ check: $(TESTS)  ## lint and types
 bench: $(TESTS)  ## speed against floors measured in the same run; ARGS for example '-k train_step'
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+peers: $(PEERS)  ## other SAE libraries into .venv-peers, for the tests that compare with them
+
 # A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.
 $(CORE): pyproject.toml constraints.txt install.py
 	@$(PYTHON) install.py .venv constraints.txt -e .
@@ -44,4 +47,10 @@ swift:
 
 $(SWIFT): tests/servers/swift-constraints.txt install.py
 	@$(PYTHON) install.py .venv-swift tests/servers/swift-constraints.txt swift 'setuptools<80'
+	@touch $@
+
+# dictionary-learning pulls a torchvision that many indexes build for another torch: transformers cannot be imported then.
+$(PEERS): tests/sae_core/formats/peers-constraints.txt install.py
+	@$(PYTHON) install.py .venv-peers tests/sae_core/formats/peers-constraints.txt sae-lens eai-sparsify dictionary-learning
+	@.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
