@@ -24,7 +24,7 @@ test: $(TESTS) swift  ## every test; ARGS go to pytest, for example ARGS='-k sto
 
 check: $(TESTS)  ## lint and types
 	$(BIN)/ruff check .
-	$(BIN)/mypy sae_core tasks
+	$(BIN)/mypy sae_core tasks flows
 
 bench: $(TESTS)  ## speed against floors measured in the same run; ARGS for example '-k train_step'
 	$(BIN)/python -m tests.benchmarks $(ARGS)
