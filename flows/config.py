@@ -8,11 +8,11 @@ Imports no vendor: `saeflow plan` must answer at once.
 
 import difflib
 import itertools
-import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -153,60 +153,99 @@ def grid_points(config: PipelineConfig, axes: Iterable[str]) -> list[TrainSpec]:
     """
     points: dict[TrainSpec, None] = {}
     for combination in itertools.product(*map(_axis, axes)):
-        points[config_from(config.model_dump(exclude_unset=True), combination).train] = None
+        values = config.model_dump(exclude_unset=True)
+        for key, value in combination:
+            _put(values, key, value)
+        points[config_from(values).train] = None
     return list(points)
 
 
-def _axis(text: str) -> list[str]:
-    """`train.k=8,16` as the settings train.k=8 and train.k=16; a value that is a list itself stands in brackets."""
-    import yaml
-
+def _axis(text: str) -> list[tuple[str, Any]]:
+    """`train.k=8,16` as the settings (train.k, 8) and (train.k, 16)."""
     key, equals, values = text.partition("=")
     if not equals or not values.strip():
         raise SpecError(f"--grid {text!r} has no values; write it as --grid train.k=8,16,32.")
-    known = [name for name in settable() if name.startswith("train.")]
-    if key not in known:
+    fields = {name: annotation for name, annotation in settable().items() if name.startswith("train.")}
+    if key not in fields:
         raise SpecError(
-            f"--grid {key!r} cannot vary{nearest(key, known)}: a sweep trains on one set of rows, so only settings of "
-            "train can; give the others with --set."
+            f"--grid {key!r} cannot vary{nearest(key, list(fields))}: a sweep trains on one set of rows, so only "
+            "settings of train can; give the others with --set."
         )
-    try:
-        return [f"{key}={json.dumps(value)}" for value in yaml.safe_load(f"[{values}]")]
-    except (yaml.YAMLError, TypeError) as error:
-        raise SpecError(f"--grid {key} has the values {values!r}, which are not readable as YAML.") from error
+    return [(key, value) for value in _list(f"--grid {key}", values, fields[key])]
 
 
-def settable(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
-    """Every dotted name that `--set` takes."""
-    found = []
+def settable(model: type[BaseModel] = PipelineConfig, prefix: str = "") -> dict[str, Any]:
+    """Every dotted name that `--set` takes, with the type of its field."""
+    found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found += settable(inner, f"{prefix}{name}.")
+            found |= settable(inner, f"{prefix}{name}.")
         else:
-            found.append(prefix + name)
+            found[prefix + name] = inner
     return found
 
 
 def _lay_over(values: dict[str, Any], setting: str) -> None:
-    import yaml
-
     key, equals, text = setting.partition("=")
     if not equals:
         raise SpecError(f"--set {setting!r} has no '='; write it as --set train.k=16.")
-    known = settable()
-    if key not in known:
+    fields = settable()
+    if key not in fields:
         raise SpecError(
-            f"--set {key!r} is not a setting{nearest(key, known)}. `saeflow settings` lists them all."
+            f"--set {key!r} is not a setting{nearest(key, list(fields))}. `saeflow settings` lists them all."
         )
+    _put(values, key, _value(f"--set {key}", text, fields[key]))
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *groups, name = key.split(".")
     for group in groups:
         values = values.setdefault(group, {})
+    values[name] = value
+
+
+def _value(option: str, text: str, annotation: Any) -> Any:
+    """What a text means for a field of that type: itself where the field is text, else YAML.
+
+    YAML would make an alias of `*.txt`, 42798 of the revision 0123456 and False of a column named `no`. A text in
+    quotes stands for what is between them, so that "null" can be said where null is None; a list may do without its
+    brackets.
+    """
+    if get_origin(annotation) is tuple:
+        bare = text.strip().removeprefix("[").removesuffix("]")
+        return _list(option, bare, get_args(annotation)[0])
+    if not _is_text(annotation):
+        return _yaml(option, text, text)
+    if text in ("", "null") and NoneType in get_args(annotation):
+        return None
+    return _yaml(option, text, text) if text[:1] in ("'", '"') and text[-1:] == text[:1] else text
+
+
+def _list(option: str, text: str, annotation: Any) -> list[Any]:
+    """The values of `a,b,c` for fields of that type; one with a comma in it stands in quotes, a list in brackets."""
+    values = _yaml(option, text, f"[{text}]", every_scalar_is_text=_is_text(annotation))
+    optional = NoneType in get_args(annotation)
+    return [None if optional and value in ("", "null") else value for value in values]
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a field holds text: str, a choice of words, or either or None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_is_text(part) for part in get_args(annotation) if part is not NoneType)
+    if get_origin(annotation) is Literal:
+        return all(isinstance(choice, str) for choice in get_args(annotation))
+    return annotation is str
+
+
+def _yaml(option: str, given: str, text: str, every_scalar_is_text: bool = False) -> Any:
+    import yaml
+
     try:
-        values[name] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, yaml.BaseLoader if every_scalar_is_text else yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise SpecError(f"--set {key} has the value {text!r}, which is not readable as YAML: {reason}.") from error
+        raise SpecError(f"{option} has the value {given!r}, which is not readable as YAML: {reason}.") from error
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -229,8 +268,10 @@ def _one_message(error: ValidationError) -> str:
         where = ".".join(str(part) for part in finding["loc"])
         message = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "extra_forbidden":
-            message = f"is not a setting{nearest(where, settable())}"
+            message = f"is not a setting{nearest(where, list(settable()))}"
         given = finding.get("input")
+        if finding["type"] == "tuple_type":
+            message = f"is a list; write it as [{given}]"
         value = f" (given: {given!r:.60})" if where and not isinstance(given, dict) else ""
         parts.append(f"{where} {message}{value}".strip())
     return "The configuration cannot be used: " + "; ".join(parts) + "."

@@ -44,6 +44,41 @@ def test_every_setting_can_be_set_to_its_own_value() -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("corpus.path=*.txt", "*.txt"),
+        ("corpus.path=a: b #c", "a: b #c"),
+        ("corpus.path='*.txt'", "*.txt"),
+        ("corpus.path=", None),
+        ("corpus.path=null", None),
+        ("corpus.path='null'", "null"),
+        ("model.revision=0123456", "0123456"),
+        ("model.revision=1e10", "1e10"),
+        ("corpus.column=no", "no"),
+        ("corpus.column=null", "null"),
+        ("capture.bos=none", "none"),
+        ("train.lr=8e-3", 8e-3),
+        ("train.lr=", None),
+        ("capture.sites=resid_post.1", ("resid_post.1",)),
+        ("capture.sites=resid_post.1,mlp_in.0", ("resid_post.1", "mlp_in.0")),
+        ("capture.sites=[ resid_post.1, mlp_in.0 ]", ("resid_post.1", "mlp_in.0")),
+    ],
+)
+def test_a_text_is_taken_as_it_stands_and_everything_else_as_yaml(setting: str, value: Any) -> None:
+    group, name = setting.partition("=")[0].split(".")
+    assert getattr(getattr(config_from({}, [setting]), group), name) == value
+
+
+def test_values_of_a_grid_are_read_as_those_of_set() -> None:
+    config = load_preset("demo", ["train.steps=7"])
+    points = grid_points(config, ["train.schedule=cosine,'linear'", "train.steps=null,9", "train.lr=8e-3"])
+    found = [(point.schedule, point.steps, point.lr) for point in points]
+    assert found == [("cosine", None, 8e-3), ("cosine", 9, 8e-3), ("linear", None, 8e-3), ("linear", 9, 8e-3)]
+    with pytest.raises(SpecError, match=r"--grid train\.k has the value '8,\{', which is not readable as YAML"):
+        grid_points(config, ["train.k=8,{"])
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("trian.k=3", "did you mean 'train.k'"),
@@ -52,6 +87,7 @@ def test_every_setting_can_be_set_to_its_own_value() -> None:
         ("train.k", "has no '='"),
         ("train.k=many", r"train\.k .*'many'"),
         ("train.k={", "not readable as YAML"),
+        ("train.k=2026-13-45", "not readable as YAML"),
         ("capture.sites=[resid_post]", "resid_post"),
         ("train.k=100000", "100000"),
         ("preprocess.site=attn_in.0", "capture.sites records only"),
@@ -71,6 +107,11 @@ def test_a_title_says_the_architecture_and_k_where_there_is_one() -> None:
     assert load_preset("demo", ["train.architecture=batch_topk"]).title().endswith("batch_topk n=2048 k=8")
     relu = load_preset("demo", ["train.architecture=relu", "train.normalization=scale"])
     assert relu.title().endswith("resid_post.1 relu n=2048")
+
+
+def test_a_list_that_is_none_says_how_to_write_it() -> None:
+    with pytest.raises(SpecError, match=r"capture\.sites is a list; write it as \[resid_post\.1\]"):
+        config_from({"capture": {"sites": "resid_post.1"}})
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
