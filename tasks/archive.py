@@ -79,11 +79,6 @@ def archive_shard(spec: ArchiveSpec, out: Workspace, *, captured: Artifact) -> S
 ARCHIVE = Stage("archive", version=1, spec=ArchiveSpec, run=archive_shard)
 
 
-def sites_of(archive: Artifact) -> list[str]:
-    """The sites an archive holds, sorted."""
-    return [str(site) for site in archive.json("index.json")["sites"]]
-
-
 def read_shard(archive: Artifact, site: str) -> "dict[str, torch.Tensor]":
     """One site of an archived shard as captured, verified.
 

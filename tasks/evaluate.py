@@ -46,14 +46,9 @@ def evaluate(
     spec: EvaluateSpec, out: Workspace, *, sae: Artifact, rows: Artifact, corpus: Artifact, model: Artifact
 ) -> Summary:
     """Writes metrics.json and returns its headline figures."""
-    import torch
-
     from sae_core import load_sae
 
-    device = out.runtime.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    autoencoder = load_sae(sae.folder(), device=device)
+    autoencoder = load_sae(sae.folder(), device=out.runtime.device_here())
     index = rows.json("index.json")
     metrics = _on_activations(spec, out, autoencoder, rows, index)
     metrics |= _on_text(spec, out, autoencoder, corpus, model, index)
@@ -111,24 +106,19 @@ def _on_text(
 ) -> dict[str, Any]:
     import torch
 
-    from tasks.capture import CaptureSpec
-    from tasks.capture.worker import batches, pad, tokenise
     from tasks.model import load_model, load_tokenizer
+    from tasks.prompts import padded, tokenise
 
-    described = index["capture"]
-    capture = CaptureSpec(
-        sites=(index["site"],), bos=described["bos"], drop_bos=not described["bos_stored"],
-        max_tokens=described["max_tokens"],
-    )  # fmt: skip
-    texts = _held_out_texts(spec, corpus, index)
-    prompts, skipped, _ = tokenise(load_tokenizer(model), texts, capture, capture.max_tokens)
+    read, texts = index["capture"], _held_out_texts(spec, corpus, index)
+    prompts = tokenise(
+        load_tokenizer(model), texts, bos=read["bos"], drop_bos=not read["bos_stored"], longest=read["max_tokens"]
+    )
     device = next(sae.parameters()).device
     language_model = load_model(model, device=device)
     sums: list[Tensor] = []
-    for batch in batches([len(prompt) for prompt in prompts], BATCH_TOKENS):
-        ids_BL, kept_BL = pad([prompts[row] for row in batch], [skipped[row] for row in batch])
+    for _, ids_BL, kept_BL in padded(prompts, BATCH_TOKENS):
         sums.append(_of_batch(language_model, sae, index["site"], ids_BL.to(device), kept_BL.to(device)).cpu())
-        out.report(sum(map(len, sums)), len(prompts), "rows")
+        out.report(sum(map(len, sums)), len(texts), "rows")
     table = torch.cat(sums)
     table = table[table[:, 0] > 0]
     if len(table) == 0:
@@ -187,7 +177,7 @@ def _held_out_texts(spec: EvaluateSpec, corpus: Artifact, index: dict[str, Any])
     import numpy as np
     import pyarrow.parquet as pq
 
-    from tasks.preprocess import is_validation
+    from tasks.split import is_validation
 
     with pq.ParquetFile(corpus.path("rows.parquet")) as file:
         chosen = np.flatnonzero(

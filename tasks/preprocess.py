@@ -36,7 +36,7 @@ class PreprocessSpec(Spec):
 
     site: str | None = Field(
         None, title="Site", json_schema_extra={"position": 0},
-        description="The captured site to train on, such as resid_post.2; empty takes the first.",
+        description="The captured site to train on, such as resid_post.2; empty takes the first of capture.sites.",
     )  # fmt: skip
     validation_fraction: float = Field(
         0.05, gt=0, lt=1, title="Validation share", json_schema_extra={"position": 1},
@@ -56,7 +56,8 @@ def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]
     """Shuffles and splits; raises InputError when there is nothing to train or to validate on."""
     from tasks.archive import read_description
 
-    site = spec.site or _first_site(archives)
+    capture = read_description(archives[0], "capture.json")
+    site = spec.site or capture["sites"][0]
     tables = {kind: _Table(out.path, kind, spec.rows_per_group) for kind in KINDS}
     partitions = _Partitions(out.scratch, _partition_count(archives))
     d = _deal(spec, out, site, archives, partitions)
@@ -75,35 +76,10 @@ def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]
             f"The split left {counts['train']} activations to train on and {counts['validation']} to validate on "
             f"(preprocess.validation_fraction {spec.validation_fraction}); take more text or another fraction."
         )
-    return _describe(out.path, site, d, spec, tables, read_description(archives[0], "capture.json"))
+    return _describe(out.path, site, d, spec, tables, capture)
 
 
 PREPROCESS = Stage("preprocess", version=1, spec=PreprocessSpec, run=preprocess)
-
-
-def is_validation(row_ids: "np.ndarray", fraction: float, seed: int) -> "np.ndarray":
-    """Which corpus rows (int64) are kept out of training: bool, the same for a row wherever it is asked."""
-    import numpy as np
-
-    return _mixed(np.asarray(row_ids), 0, seed ^ 0x5EED) < np.uint64(int(fraction * 2.0**64))
-
-
-def _mixed(row_ids: "np.ndarray", positions: Any, seed: int) -> "np.ndarray":
-    """A uniform 64-bit hash of (seed, row, position) by two rounds of splitmix64 (Steele, Lea and Flood 2014)."""
-    import numpy as np
-
-    with np.errstate(over="ignore"):
-        value = _splitmix(row_ids.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15))
-        return _splitmix(value + np.asarray(positions).astype(np.uint64))
-
-
-def _splitmix(value: "np.ndarray") -> "np.ndarray":
-    import numpy as np
-
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def _deal(
@@ -114,6 +90,7 @@ def _deal(
     import torch
 
     from tasks.archive import read_shard
+    from tasks.split import is_validation, shuffle_key
 
     d = 0
     for number, archive in enumerate(archives):
@@ -122,18 +99,11 @@ def _deal(
         lengths = np.diff(shard["row_offsets"].numpy())
         row_ids = np.repeat(shard["row_ids"].numpy(), lengths)
         positions = np.arange(len(row_ids)) - np.repeat(shard["row_offsets"].numpy()[:-1], lengths)
-        priorities = _mixed(row_ids, positions, spec.seed)
+        priorities = shuffle_key(row_ids, positions, spec.seed)
         validation = is_validation(row_ids, spec.validation_fraction, spec.seed)
         partitions.add(priorities, validation, shard["activations"].view(torch.uint16).numpy())
         out.report(number + 1, len(archives) + partitions.count, "passes")
     return d
-
-
-def _first_site(archives: list[Artifact]) -> str:
-    sites = archives[0].manifest.spec.get("sites") if archives else None
-    if not sites:
-        raise InputError("preprocess.site is empty; name the captured site to train on, such as resid_post.2.")
-    return str(sites[0])
 
 
 def _partition_count(archives: list[Artifact]) -> int:

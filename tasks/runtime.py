@@ -60,3 +60,11 @@ class Runtime(BaseModel):
         "what SAEFLOW_WANDB or WANDB_MODE says, or offline.",
         json_schema_extra={"position": 11},
     )
+
+    def device_here(self) -> Literal["cpu", "cuda"]:
+        """Where a stage that works in this process computes; auto takes a GPU of this machine if there is one."""
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.artifacts import Artifact
 from tasks.errors import InputError
+from tasks.prompts import padded, tokenise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tasks.capture import CaptureSpec
 
 PIECE_BYTES = 16 << 20  # what is sent at once; the object store holds two of them per actor
-TEXTS_AT_ONCE = 1000
 
 
 class Rows(NamedTuple):
@@ -72,65 +72,28 @@ class CaptureWorker:
 
         ids, texts = _read(corpus.path("rows.parquet"), spec)
         longest = min(spec.max_tokens, self.context or spec.max_tokens)
-        prompts, skipped, cut = tokenise(self.tokenizer, texts, spec, longest)
-        stored = [prompt[skip:] for prompt, skip in zip(prompts, skipped, strict=True)]
+        prompts = tokenise(self.tokenizer, texts, bos=spec.bos, drop_bos=spec.drop_bos, longest=longest)
+        stored = [row[skip:] for row, skip in zip(prompts.ids, prompts.skipped, strict=True)]
         offsets = np.cumsum([0, *map(len, stored)], dtype=np.int64)
         tokens = np.array([token for row in stored for token in row], dtype=np.int32)
         dtype = str(self.model.dtype).removeprefix("torch.")
-        yield Rows(ids, offsets, tokens, self.d, cut, longest, self.tokenizer.bos_token_id, dtype)
+        yield Rows(ids, offsets, tokens, self.d, prompts.cut, longest, self.tokenizer.bos_token_id, dtype)
 
         totals = [_Totals(self.d) for _ in spec.sites]
         with capture(self.model, spec.sites) as forward:
-            for batch in batches([len(prompt) for prompt in prompts], spec.tokens_per_batch):
-                ids_BL, kept_BL = pad([prompts[row] for row in batch], [skipped[row] for row in batch])
+            for batch in padded(prompts, spec.tokens_per_batch):
                 try:
-                    found = forward(input_ids=ids_BL.to(self.device))
+                    found = forward(input_ids=batch.ids_BL.to(self.device))
                 except torch.OutOfMemoryError as error:
                     raise InputError(
-                        f"The GPU has no room for a batch of {tuple(ids_BL.shape)} tokens; lower "
+                        f"The GPU has no room for a batch of {tuple(batch.ids_BL.shape)} tokens; lower "
                         f"capture.tokens_per_batch (now {spec.tokens_per_batch})."
                     ) from error
                 for number, site in enumerate(spec.sites):
-                    x_TD = found[site][kept_BL.to(self.device)].to(torch.bfloat16)
+                    x_TD = found[site][batch.kept_BL.to(self.device)].to(torch.bfloat16)
                     totals[number].add(x_TD, site)
-                    yield from _pieces(number, batch, [len(stored[row]) for row in batch], x_TD.cpu())
+                    yield from _pieces(number, batch.rows, [len(stored[row]) for row in batch.rows], x_TD.cpu())
         yield {site: total.values() for site, total in zip(spec.sites, totals, strict=True)}
-
-
-def tokenise(
-    tokenizer: Any, texts: list[str], spec: "CaptureSpec", longest: int
-) -> tuple[list[list[int]], list[int], int]:
-    """What the model is fed per row, how many of its first tokens are not stored, and how many rows were cut."""
-    bos = tokenizer.bos_token_id
-    if spec.bos == "add" and bos is None:
-        raise InputError("capture.bos is 'add', but the model's tokenizer has no BOS token; set capture.bos=none.")
-    prompts, cut = [], 0
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        some = texts[start : start + TEXTS_AT_ONCE]
-        for row in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
-            if spec.bos == "add" and row[:1] != [bos]:
-                row = [bos, *row]
-            cut += len(row) > longest
-            prompts.append(row[:longest])
-    skipped = [int(spec.drop_bos and bos is not None and prompt[:1] == [bos]) for prompt in prompts]
-    return prompts, skipped, cut
-
-
-def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Numbers of rows, longest first, so that rows x longest row stays within `budget` (a longer row is alone).
-
-    Longest first: what does not fit into memory fails in the first second. Rows without tokens are in no batch.
-    """
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        if lengths[row] == 0:
-            break
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _read(path: Path, spec: "CaptureSpec") -> tuple["np.ndarray", list[str]]:
@@ -150,17 +113,6 @@ def _read(path: Path, spec: "CaptureSpec") -> tuple["np.ndarray", list[str]]:
                 texts += table["text"].to_pylist()
             begin += size
     return np.array(ids, dtype=np.int64), texts
-
-
-def pad(prompts: list[list[int]], skipped: list[int]) -> tuple["Tensor", "Tensor"]:
-    """Token ids (B, L), padded on the right, and which positions are stored (B, L)."""
-    import torch
-
-    longest = max(map(len, prompts))
-    ids_BL = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
-    position_L = torch.arange(longest)
-    lengths_B1, skipped_B1 = torch.tensor([list(map(len, prompts)), skipped]).unsqueeze(2)
-    return ids_BL, (position_L >= skipped_B1) & (position_L < lengths_B1)
 
 
 def _pieces(site: int, batch: list[int], lengths: list[int], x_TD: "Tensor") -> Iterator[Piece]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.hashing import stable_hash
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -93,21 +95,6 @@ class Collection:
     def n_latents(self) -> int:
         """Number of latents, those that never fire included."""
         return len(self.count)
-
-
-def stable_hash(seed: int, *columns: NDArray) -> Keys:
-    """64 well-mixed bits per element, the same on every machine (the finaliser of splitmix64, once per column)."""
-    import numpy as np
-
-    def mix(bits: Keys) -> Keys:
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
-
-    bits = mix(np.array([seed], dtype=np.int64).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-    for column in columns:
-        bits = mix((bits ^ np.asarray(column).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15))
-    return bits
 
 
 def in_score_half(row_ids: Integers, seed: int) -> Flags:

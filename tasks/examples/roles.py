@@ -85,7 +85,8 @@ def _silent_at(pool: Entries, latents: Integers, store: Stored, size: int, seed:
     """For each latent, `size` tokens of the pool at which it is silent, in an order of its own."""
     import numpy as np
 
-    from tasks.examples.firings import Entries, stable_hash
+    from tasks.examples.firings import Entries
+    from tasks.hashing import stable_hash
 
     size = min(size, len(pool))
     if not size or not len(latents):

@@ -12,7 +12,7 @@ from sae_core import SAEConfig, capture, make_sae, save_sae
 from tasks.artifacts import Artifact, Store
 from tasks.errors import InputError
 from tasks.evaluate import EVALUATE, EvaluateSpec
-from tasks.preprocess import is_validation
+from tasks.split import is_validation
 from tests.tasks.capture.test_capture import TEXTS, WORDS, made, save_model, write_corpus
 
 D, SITE, FRACTION, SEED = 32, "resid_post.1", 0.5, 3

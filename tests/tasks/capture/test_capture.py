@@ -23,9 +23,10 @@ from sae_core.errors import SiteError
 from sae_core.statistics import Moments
 from tasks.artifacts import Artifact, Spec, Stage, Store, Workspace, open_store
 from tasks.capture import CAPTURE, KINDS, CaptureSpec
-from tasks.capture.worker import CaptureWorker, batches
+from tasks.capture.worker import CaptureWorker
 from tasks.cluster import Cluster
 from tasks.errors import InputError
+from tasks.prompts import batches
 from tasks.runtime import Runtime
 
 WORDS = ["<s>", "<unk>", *(f"w{i}" for i in range(62))]
@@ -248,14 +249,6 @@ def test_a_killed_actor_is_replaced_and_the_shard_is_the_same(
     again = shard(WHOLE, force=True, on_report=kill_once)
     assert killed == ["tokens"]
     assert again.digest == undisturbed.digest
-
-
-@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 200))
-def test_batches_hold_every_row_with_tokens_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    found = list(batches(lengths, budget))
-    assert sorted(row for batch in found for row in batch) == [i for i, n in enumerate(lengths) if n]
-    for batch in found:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
 
 
 @given(st.integers(1, 50), st.integers(0, 200))

@@ -17,7 +17,6 @@ from tasks.examples.firings import (
     collect,
     in_score_half,
     merge,
-    stable_hash,
 )
 
 N_LATENTS = 5
@@ -154,9 +153,3 @@ def test_halves_share_no_row_and_hold_about_as_many():
     found = whole([[dict.fromkeys(range(N_LATENTS), 1.0)]] * 50)
     assert not set(found.label.row_id) & set(found.score.row_id)
     assert not set(found.label_random.row_id) & set(found.score_random.row_id)
-
-
-def test_the_hash_is_the_same_on_every_machine():
-    found = stable_hash(7, np.array([0, 1]), np.array([2, -1]))
-    assert found.tolist() == [5398316625919644772, 7528683550717403091]
-    assert len(set(stable_hash(0, np.arange(100_000)).tolist())) == 100_000
