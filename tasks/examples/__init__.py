@@ -29,6 +29,7 @@ from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.errors import InputError
 from tasks.examples.feature_columns import feature_columns
 from tasks.examples.roles import ROLES, Chosen, choose
+from tasks.examples.table import ENOUGH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,20 +99,20 @@ def examples(
     from sae_core import load_sae, read_metadata
     from tasks.model import load_tokenizer
 
-    autoencoder = load_sae(sae.folder(), device=_device(out.runtime.device))
+    autoencoder = load_sae(sae.folder(), device=out.runtime.device_here())
     site = read_metadata(sae.folder())["site"]
     found, store = _one_pass(spec, out, autoencoder, site, archives)
     text = _token_text(load_tokenizer(model), store)
     written = _write_examples(spec, out, found, store, text, _documents(corpus))
     columns = feature_columns(found, autoencoder, site, model, text, spec.neighbours, spec.effect_tokens)
     _write_features(out, columns)
-    enough = (found.score_count >= 20).sum()
+    enough = (found.score_count >= ENOUGH).sum()
     return {
         "tokens": found.tokens,
         "rows": found.rows,
         "latents": found.n_latents,
         "dead": int((found.count == 0).sum()),
-        "latents_with_20_held_out": int(enough),
+        f"latents_with_{ENOUGH}_held_out": int(enough),
         "examples": written,
     }
 
@@ -136,12 +137,6 @@ def _one_pass(
             "check that the corpus has text and that the rows are not all too long."
         )
     return found, codes.read()
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def _token_text(tokenizer: Any, store: Stored) -> TokenText:

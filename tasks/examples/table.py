@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 16_384
 COLUMNS = ("latent", "role", "half", "row_id", "position", "activation", "tokens", "activations", "hit",
            "word_start", "word_end")  # fmt: skip
-NEGATIVES = ("negative_same_row", "negative_random")
+ENOUGH = 20  # activations in the score half: with fewer a score means little, and by default there is none
 
 
 class Example(NamedTuple):

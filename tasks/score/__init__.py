@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
-from tasks.examples.table import Example, examples_by_latent
+from tasks.examples.table import ENOUGH, Example, examples_by_latent
 from tasks.label.keywords import lookup
 from tasks.row_table import write_rows
 from tasks.score.detection import Accuracy, balanced_accuracy
@@ -46,7 +46,7 @@ class ScoreSpec(Spec):
         description="Claude model that guesses; not used by keywords.",
     )  # fmt: skip
     min_positives: int = Field(
-        20, ge=2, title="Fewest activations", json_schema_extra={"position": 2},
+        ENOUGH, ge=2, title="Fewest activations", json_schema_extra={"position": 2},
         description="Latents with fewer held-out activations get no number but 'too few'.",
     )  # fmt: skip
     resamples: int = Field(
