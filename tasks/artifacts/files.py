@@ -1,7 +1,8 @@
 """Where a store's bytes lie: a local folder or object storage, behind the same few verbs.
 
-Paths are relative to the store's root, with forward slashes. A write is whole or not there: locally by rename,
-remotely because an object appears only when its upload is complete.
+Paths are relative to the store's root, with forward slashes. A small write is whole or not there: locally by rename,
+remotely because an object appears only when its upload is complete. Large files are written where `local` says, or
+elsewhere and then uploaded; nobody looks at them before a manifest names them.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ class Files(Protocol):
     def create(self, path: str, data: bytes) -> bool:
         """Writes a small file unless one is there; False when one is. Exclusive where the store can be."""
 
-    def upload(self, source: Path, path: str) -> None:
-        """Brings a local file into the store and checks that all of it arrived."""
+    def keep(self, source: Path, path: str) -> None:
+        """Makes a large file durable under its path: uploads it, or has it on the disk where `local` let it lie."""
 
     def download(self, path: str, target: Path) -> None:
         """Copies a stored file to a local path."""
@@ -87,12 +88,8 @@ class LocalFiles:
                 return False
         return True
 
-    def upload(self, source: Path, path: str) -> None:
-        target = self.root / path
-        with _said(self.url):
-            _make_folder(target.parent)
-            shutil.copyfile(source, target)
-            fsync(target)
+    def keep(self, source: Path, path: str) -> None:
+        fsync(self.root / path)
 
     def download(self, path: str, target: Path) -> None:
         shutil.copyfile(self.root / path, target)
@@ -177,7 +174,7 @@ class RemoteFiles:
                 return bool(self.fs.cat_file(self._at(path)) == data)
             return True
 
-    def upload(self, source: Path, path: str) -> None:
+    def keep(self, source: Path, path: str) -> None:
         with _said(self.url, writing=True):
             self.fs.put_file(str(source), self._at(path))
             stored = self.fs.info(self._at(path))["size"]

@@ -145,8 +145,7 @@ class Attempt:
         self._scratch = own_scratch() / self.name
         _clean_dead_attempts(store, stage, key)
         store.files.write(f"{self._folder}.owner", json.dumps(this_process()).encode())
-        self._in_place = store.files.local(self._folder)
-        self.path = self._in_place or self._scratch / "data"
+        self.path = store.files.local(self._folder) or self._scratch / "data"
         self.scratch = self._scratch / "work"
         self.path.mkdir(parents=True)
         self.scratch.mkdir(parents=True)
@@ -154,12 +153,7 @@ class Attempt:
 
     def store_file(self, path: Path, name: str) -> None:
         """Makes one data file durable in the store."""
-        from tasks.artifacts.files import fsync
-
-        if self._in_place is None:
-            self._store.files.upload(path, f"{self._folder}/{name}")
-        else:
-            fsync(path)
+        self._store.files.keep(path, f"{self._folder}/{name}")
 
     def keep(self) -> None:
         """After the commit: the data stay, everything temporary goes."""

@@ -1,10 +1,14 @@
 """A stage on a store: built once, found again, made anew on demand; many drivers end on one artifact."""
 
+import dataclasses
+import json
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from flows.dag import STAGES
 from tasks.artifacts import Stage, open_store
 from tasks.artifacts.maintenance import damaged, garbage, inputs_of
 from tasks.errors import SpecError
@@ -20,6 +24,54 @@ def test_a_second_build_is_cached_and_the_same(store):
     assert first.artifact.summary == {"bytes": 3000}
     assert FILL.find(store, FillSpec()) == first.artifact
     assert FILL.find(store, FillSpec(seed=1)) is None
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_committed_is_never_made_again(store, name):
+    """Every stage of the pipeline by its own name and spec, capture shard by shard; only its function is a toy."""
+    made = []
+
+    def run(spec, out, **_):
+        made.append(getattr(spec, "shard", None))
+        return {}
+
+    stage = dataclasses.replace(STAGES[name], run=run)
+    spec, source = stage.spec(), build_fill(store)
+    specs = [spec.part(shard) for shard in range(3)] if name == "capture" else [spec]
+    first, second = ([stage.build(store, each, source=source) for each in specs] for _ in range(2))
+    assert [built.cached for built in (*first, *second)] == [False] * len(specs) + [True] * len(specs)
+    assert [built.artifact for built in second] == [built.artifact for built in first]
+    assert made == [getattr(each, "shard", None) for each in specs]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_data_are_on_the_disk_before_the_manifest_is(store, monkeypatch, force):
+    """Or a power cut could leave a manifest that names files without their bytes."""
+    if force:
+        build_fill(store)
+    synced, commits = set(), []
+    fsync, link, replace = os.fsync, os.link, os.replace
+
+    def follow(publish):
+        def to(source, target, **how):
+            if str(target).endswith("/manifest.json"):
+                named = json.loads(Path(source).read_text())
+                folder = Path(target).parent / "attempts" / named["attempt"]
+                paths = [Path(source), *(folder / file["path"] for file in named["files"])]
+                commits.append({str(path) for path in paths if path.stat().st_ino not in synced})
+            return publish(source, target, **how)
+
+        return to
+
+    def note(handle):
+        fsync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "link", follow(link))
+    monkeypatch.setattr(os, "replace", follow(replace))
+    FILL.build(store, FillSpec(), force=force)
+    assert commits == [set()]
 
 
 def test_the_same_content_has_the_same_digest_in_any_store(store, tmp_path):

@@ -94,7 +94,7 @@ def test_checkpoints_on_s3_are_read_alike(s3_url, tmp_path):
     for step in (1, 2):
         folder = checkpoint(tmp_path, step)
         for name in (TENSORS, STATE):
-            files.upload(folder / name, f"{RUN}/{folder.name}/{name}")
+            files.keep(folder / name, f"{RUN}/{folder.name}/{name}")
     assert newest(files).step == 2
     files.write(f"{RUN}/checkpoint_2/{TENSORS}", b"torn")
     assert newest(files).step == 1
