@@ -14,6 +14,7 @@ from tasks.artifacts import Artifact, Spec, Stage, Store, Summary, Workspace
 
 LATENTS = 6
 TOKENS = [" cat", " dog", " of", " black", " the", "tab", "ular", " ran", " sat", "."]
+EXCHANGED = {" cat": " dog", " dog": " cat"}
 BEFORE, AFTER, MOST = 6, 3, 40
 
 
@@ -23,6 +24,7 @@ class MadeSpec(Spec):
     rows: int = 400
     seed: int = 0
     score_seed: int = 0  # another one changes rows of the score half only
+    exchanged: bool = False  # in the score half " cat" and " dog" stand in each other's place, firings as they were
 
 
 def activation(latent: int, tokens: list[str], place: int, dice: random.Random) -> float:
@@ -48,10 +50,11 @@ def made_rows(spec: MadeSpec) -> list[dict[str, Any]]:
             dice = random.Random(f"{spec.seed} {spec.score_seed if row % 2 else 0} {latent} {row}")
             values = [activation(latent, tokens, place, dice) for place in range(len(tokens))]
             for place in dice.sample(range(len(tokens)), len(tokens)):
+                shown = [EXCHANGED.get(token, token) for token in tokens] if spec.exchanged and row % 2 else tokens
                 start, end = max(0, place - BEFORE), min(len(tokens), place + AFTER + 1)
                 word = place - start - (tokens[place] == "ular" and tokens[place - 1 : place] == ["tab"])
                 entry = {"latent": latent, "half": half, "row_id": row, "position": place,
-                         "activation": values[place], "tokens": tokens[start:end], "activations": values[start:end],
+                         "activation": values[place], "tokens": shown[start:end], "activations": values[start:end],
                          "hit": place - start, "word_start": word, "word_end": place - start + 1}  # fmt: skip
                 if values[place] > 0:
                     pools.setdefault(f"{half}_positive", []).append(entry)

@@ -66,6 +66,13 @@ def test_labels_are_scored_on_tokens_that_no_labeller_saw(store: Store) -> None:
     assert artifact.summary["median_score"] > 0.5
 
 
+def test_the_look_up_knows_the_label_half_only(store: Store) -> None:
+    """Its table says " cat", but in the score half " dog" fires: it must be wrong, and a peek would be right."""
+    row = scores(built(store, exchanged=True))[0]
+    assert row["n_positive"] >= 20
+    assert row["baseline"] < 0.5
+
+
 def test_under_twenty_held_out_activations_there_is_no_number(store: Store) -> None:
     artifact = built(store)
     rows = scores(artifact)

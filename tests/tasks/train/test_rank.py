@@ -1,0 +1,45 @@
+"""Where a training starts: pre-bias, input scale and total variance, all in the space where the loss is taken."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae_core import Rows, TopKSAE
+from tasks.artifacts import Artifact, Store
+from tasks.train import TrainSpec
+from tasks.train.rank import start
+from tests.tasks.activations import activations
+
+D = 16
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Activations whose mean is no zero and whose norms are not sqrt(d)."""
+    return activations(Store(str(tmp_path_factory.mktemp("store"))), d=D)
+
+
+def training_files(rows: Artifact) -> list[Path]:
+    return [rows.path(name) for name in rows.names() if name.startswith("train-")]
+
+
+@pytest.mark.parametrize("normalization", ["none", "scale", "standardise_rows"])
+def test_mean_and_variance_are_those_of_the_activations_as_the_loss_sees_them(rows: Artifact, normalization) -> None:
+    sae = TopKSAE(TrainSpec(n_latents=32, k=4, normalization=normalization).sae_config(D))
+    variance = start(sae, Rows(training_files(rows)), rows)
+    x_BD = torch.cat([load_file(path)["activations"] for path in training_files(rows)]).float()
+    seen_BD = sae.normalise(x_BD)[0].double()
+    torch.testing.assert_close(sae.b_pre.double(), seen_BD.mean(0), rtol=1e-4, atol=1e-5)
+    assert variance == pytest.approx(float(seen_BD.var(0, correction=0).sum()), rel=1e-4)
+
+
+def test_scaled_activations_have_the_norm_of_unit_variance(rows: Artifact) -> None:
+    """E||x|| = sqrt(d), Anthropic's April 2024 update."""
+    sae = TopKSAE(TrainSpec(n_latents=32, k=4, normalization="scale").sae_config(D))
+    start(sae, Rows(training_files(rows)), rows)
+    x_BD = torch.cat([load_file(path)["activations"] for path in training_files(rows)]).double()
+    raw = float(x_BD.norm(dim=1).mean())
+    assert raw != pytest.approx(D**0.5, rel=0.05)
+    assert raw * float(sae.input_scale) == pytest.approx(D**0.5, rel=1e-5)
