@@ -1,8 +1,8 @@
-"""Ray: start a local cluster or attach to one; long-lived actors, bounded tasks, jobs. All use of Ray is through here.
+"""Ray: start a local cluster or attach to one; long-lived actors, jobs. All use of Ray is through here.
 
     cluster = attach_or_start(runtime)                    # the first stage that must be built pays for it
     pool = cluster.actors("capture", factory, *args, count=2)
-    result = pool.submit("method", argument)              # on an idle actor; died actors are replaced, work retried
+    result = pool.stream("method", argument, receive=sum) # on an idle actor; died actors are replaced, work retried
     client = cluster.job_client()                         # ray.job_submission.JobSubmissionClient
     shutdown()                                            # what we started ends; an attached cluster stays
 
@@ -22,25 +22,20 @@ import socket
 import sys
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tasks import guard
-from tasks.cluster.actors import Pool, get
+from tasks.cluster.actors import Pool
 from tasks.errors import ClusterError
 from tasks.runtime import Runtime
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 REACH_SECONDS = 5.0  # how long an address may take to answer before it counts as wrong
-TASK_RETRIES = 2
 START_ATTEMPTS = 3  # Ray gives its parts 30 s to start, which is too little while the machine is busy
 SIGACTION_BYTES = 256  # more than struct sigaction has anywhere; opaque here
 OBJECT_STORE_BYTES = (128 << 20, 512 << 20)  # we pass chunks of some MiB; files carry the rest
@@ -102,25 +97,6 @@ class Cluster:
         with self._lock:
             while self._pools:
                 self._pools.popitem()[1].close()
-
-    def map(
-        self, fn: Callable[[Item], Result], items: Iterable[Item], in_flight: int, cpus: int = 1
-    ) -> Iterator[Result]:
-        """`fn` of each item as Ray tasks, in the order of the items, never more than `in_flight` at once."""
-        import ray
-
-        remote = ray.remote(num_cpus=min(cpus, 1) if self.embedded else cpus, max_retries=TASK_RETRIES)(fn)
-        waiting: deque[Any] = deque()
-        try:
-            for item in items:
-                if len(waiting) >= in_flight:
-                    yield get(waiting.popleft())
-                waiting.append(remote.remote(item))
-            while waiting:
-                yield get(waiting.popleft())
-        finally:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
 
 
 def attach_or_start(runtime: Runtime) -> Cluster:

@@ -34,9 +34,6 @@ class _Host:
     def start(self, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.held = factory(*args)
 
-    def call(self, method: str, args: tuple[Any, ...]) -> Any:
-        return getattr(self.held, method)(*args)
-
     def open(self, method: str, args: tuple[Any, ...]) -> None:
         """Begins a stream; one that was not read to its end is forgotten."""
         self.items = getattr(self.held, method)(*args)
@@ -64,10 +61,6 @@ class Pool:
         self.closed = False
         self._working = 0  # pieces of work that have an actor or wait for one
         self._rest: threading.Timer | None = None
-
-    def submit(self, method: str, *args: Any) -> Any:
-        """The result of `method(*args)` on an idle actor; waits for one."""
-        return self._with_actor(lambda actor: get(actor.call.remote(method, args)))
 
     def stream(self, method: str, *args: Any, receive: Callable[[Iterator[Any]], Result]) -> Result:
         """`receive` of what the generator `method(*args)` yields, while it runs: for progress, and data in pieces.
@@ -154,8 +147,8 @@ class Pool:
             actor = ray.remote(max_restarts=0, **self._resources)(_Host).remote()
             self._living.add(actor)
         try:
-            get(actor.ready.remote(), PLACE_SECONDS)
-            get(actor.start.remote(self._factory, self._args))
+            _get(actor.ready.remote(), PLACE_SECONDS)
+            _get(actor.start.remote(self._factory, self._args))
         except GetTimeoutError as error:
             self._discard(actor)
             raise _NoPlace(
@@ -185,13 +178,13 @@ def _items(actor: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
     """Plain calls, one per item, made ahead: Ray's own streaming cannot be used through a ray:// address."""
     opened = actor.open.remote(method, args)
     ahead = deque(actor.next.remote() for _ in range(STREAM_AHEAD))
-    get(opened)
-    while item := get(ahead.popleft()):
+    _get(opened)
+    while item := _get(ahead.popleft()):
         ahead.append(actor.next.remote())
         yield item[0]
 
 
-def get(reference: Any, timeout: float | None = None) -> Any:
+def _get(reference: Any, timeout: float | None = None) -> Any:
     """The value of an object reference; what the work raised there is raised here, caused by its traceback."""
     import ray
     from ray.exceptions import RayTaskError

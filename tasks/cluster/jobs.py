@@ -8,7 +8,6 @@ the stream of its log may end for other reasons.
 """
 
 import shlex
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0  # until a stopped job must be over
 UNREACHABLE_SECONDS = 60.0  # how long the Jobs API may stay away while a job runs
-LOG_LINES = 30
-
-_running: "set[Job]" = set()
-_lock = threading.Lock()
 
 
 class Job:
@@ -49,17 +44,12 @@ class Job:
         Returns None when it succeeded, else the reason. When the wait itself is ended by an exception, also Ctrl-C, the
         job is stopped first. Raises ClusterError where the Jobs API stays away.
         """
-        with _lock:
-            _running.add(self)
         try:
             self.submission_id = self._attach() or self._submit()
             return self._wait(follow)
         except BaseException:
             self.stop()
             raise
-        finally:
-            with _lock:
-                _running.discard(self)
 
     def stop(self) -> None:
         """Stops the job and waits until it is over; ClusterError when it does not end."""
@@ -74,10 +64,6 @@ class Job:
                     f"ray job stop {self.submission_id}"
                 )
             time.sleep(POLL_SECONDS)
-
-    def log_end(self) -> str:
-        """The last lines of the job's log."""
-        return "\n".join(self._client.get_job_logs(self.submission_id).splitlines()[-LOG_LINES:])
 
     def _attach(self) -> str | None:
         """The id of an attempt that has not ended, if there is one."""
@@ -120,11 +106,3 @@ class Job:
 
     def _status(self) -> Any:
         return self._client.get_job_status(self.submission_id)
-
-
-def stop_all() -> None:
-    """Stops every job that this process waits for: what a cancelled run calls from outside its threads."""
-    with _lock:
-        running = list(_running)
-    for job in running:
-        job.stop()

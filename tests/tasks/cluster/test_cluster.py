@@ -1,4 +1,4 @@
-"""Ray for real: pools of actors, bounded tasks, jobs with a token, attaching, and what a killed run leaves."""
+"""Ray for real: pools of actors, jobs with a token, attaching, and what a killed run leaves."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from tasks import cluster as module
 from tasks import guard
 from tasks.cluster import Cluster, actors
+from tasks.cluster.actors import Pool
 from tasks.errors import ClusterError, InputError
 from tasks.runtime import Runtime
 
@@ -26,20 +28,21 @@ class Worker:
     def __init__(self, base: int, folder: str = "") -> None:
         self.base, self.folder = base, Path(folder)
 
-    def add(self, value: int, seconds: float = 0) -> tuple[int, int]:
+    def add(self, value: int, seconds: float = 0) -> Iterator[tuple[int, int]]:
         time.sleep(seconds)
-        return self.base + value, os.getpid()
+        yield self.base + value, os.getpid()
 
-    def refuse(self, value: int) -> None:
+    def refuse(self, value: int) -> Iterator[int]:
+        yield value
         raise InputError(f"{value} is not good; give another.")
 
-    def die(self, times: int) -> int:
+    def die(self, times: int) -> Iterator[int]:
         """Dies at the first `times` attempts, which it counts in files."""
         attempt = len(list(self.folder.iterdir()))
         (self.folder / str(attempt)).touch()
         if attempt < times:
             os._exit(1)
-        return attempt
+        yield attempt
 
     def count(self, number: int, die_at: int = -1) -> Iterator[int]:
         first = not (self.folder / "died").exists()
@@ -55,49 +58,59 @@ class Broken:
         raise InputError("There is no such layer.")
 
 
+def ask(pool: Pool, method: str, *arguments: Any) -> Any:
+    """The last of what a method yields."""
+    return pool.stream(method, *arguments, receive=list)[-1]
+
+
+def assert_it_works(ray_cluster: Cluster) -> None:
+    assert ask(ray_cluster.actors("working", Worker, 1, count=1), "add", 1)[0] == 2
+    ray_cluster.close_actors()
+
+
 def test_a_pool_uses_every_actor_and_no_more(ray_cluster: Cluster) -> None:
     pool = ray_cluster.actors("many", Worker, 10, count=2)
     with ThreadPoolExecutor(6) as threads:
-        results = list(threads.map(lambda i: pool.submit("add", i, 0.5), range(6)))
+        results = list(threads.map(lambda i: ask(pool, "add", i, 0.5), range(6)))
     pool.close()
     assert [value for value, _ in results] == [10, 11, 12, 13, 14, 15]
     assert len({pid for _, pid in results}) == 2
 
 
 def test_actors_are_kept_between_calls_and_started_anew_after_closing(ray_cluster: Cluster) -> None:
-    first = ray_cluster.actors("kept", Worker, 1, count=2).submit("add", 1)
-    assert ray_cluster.actors("kept", Worker, 1, count=2).submit("add", 1) == first
+    first = ask(ray_cluster.actors("kept", Worker, 1, count=2), "add", 1)
+    assert ask(ray_cluster.actors("kept", Worker, 1, count=2), "add", 1) == first
     ray_cluster.close_actors()
-    assert ray_cluster.actors("kept", Worker, 1, count=2).submit("add", 1)[1] != first[1]
+    assert ask(ray_cluster.actors("kept", Worker, 1, count=2), "add", 1)[1] != first[1]
     ray_cluster.close_actors()
 
 
 def test_actors_without_work_end_and_start_again(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors, "IDLE_SECONDS", 0.2)
     pool = ray_cluster.actors("resting", Worker, 1, count=1)
-    _, pid = pool.submit("add", 1)
+    _, pid = ask(pool, "add", 1)
     deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not psutil.pid_exists(pid)
-    assert pool.submit("add", 1)[0] == 2
+    assert ask(pool, "add", 1)[0] == 2
     ray_cluster.close_actors()
 
 
 def test_an_error_of_the_work_is_raised_as_it_was(ray_cluster: Cluster) -> None:
     pool = ray_cluster.actors("errors", Worker, 1, count=1)
     with pytest.raises(InputError, match="7 is not good; give another"):
-        pool.submit("refuse", 7)
-    assert pool.submit("add", 1)[0] == 2
+        ask(pool, "refuse", 7)
+    assert ask(pool, "add", 1)[0] == 2
     pool.close()
     with pytest.raises(InputError, match="no such layer"):
-        ray_cluster.actors("broken", Broken, count=1).submit("add", 1)
+        ask(ray_cluster.actors("broken", Broken, count=1), "add", 1)
     ray_cluster.close_actors()
 
 
 def test_a_died_actor_is_replaced_and_its_work_done_again(ray_cluster: Cluster, tmp_path: Path) -> None:
     pool = ray_cluster.actors("dying", Worker, 1, str(tmp_path), count=1)
-    assert pool.submit("die", 2) == 2
+    assert ask(pool, "die", 2) == 2
     pool.close()
 
 
@@ -106,8 +119,8 @@ def test_work_that_always_kills_its_actor_ends_in_one_clear_error(
 ) -> None:
     pool = ray_cluster.actors("doomed", Worker, 1, str(tmp_path), count=1)
     with pytest.raises(ClusterError, match="doomed actor died 3 times over the same piece of work"):
-        pool.submit("die", 9)
-    assert pool.submit("add", 1)[0] == 2
+        ask(pool, "die", 9)
+    assert ask(pool, "add", 1)[0] == 2
     ray_cluster.close_actors()
     assert capfd.readouterr() == ("", "")
 
@@ -135,32 +148,17 @@ def test_a_reader_that_fails_does_not_keep_the_actor(ray_cluster: Cluster) -> No
 
     with pytest.raises(OSError, match="No space left"):
         pool.stream("count", 1000, receive=receive)
-    assert pool.submit("add", 1)[0] == 2
+    assert ask(pool, "add", 1)[0] == 2
     pool.close()
 
 
 def test_work_of_a_closed_pool_ends_with_an_error(ray_cluster: Cluster) -> None:
     pool = ray_cluster.actors("closing", Worker, 1, count=1)
-    pool.submit("add", 1)
+    ask(pool, "add", 1)
     threading.Timer(0.5, pool.close).start()
     with pytest.raises(ClusterError, match="closing actors were closed"):
-        pool.submit("add", 1, 600)
+        ask(pool, "add", 1, 600)
     ray_cluster.close_actors()
-
-
-def test_map_keeps_the_order_and_the_bound(ray_cluster: Cluster) -> None:
-    asked: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(8):
-            asked.append(i)
-            yield i
-
-    got = []
-    for result in ray_cluster.map(lambda i: i * i, items(), in_flight=2):
-        got.append(result)
-        assert len(asked) - len(got) <= 2
-    assert got == [i * i for i in range(8)]
 
 
 def test_one_cluster_for_a_run(ray_cluster: Cluster) -> None:
@@ -194,9 +192,9 @@ ATTACH = """
 import sys
 from tasks.cluster import attach_or_start, shutdown
 from tasks.runtime import Runtime
-from tests.tasks.cluster.test_cluster import Worker
+from tests.tasks.cluster.test_cluster import Worker, ask
 cluster = attach_or_start(Runtime(ray_address=sys.argv[1]))
-value, _ = cluster.actors("attached", Worker, 1, count=1, cpus=1).submit("add", 1)
+value, _ = ask(cluster.actors("attached", Worker, 1, count=1, cpus=1), "add", 1)
 print(value, cluster.embedded, cluster.dashboard, cluster.job_client().list_jobs() is not None)
 shutdown()
 """
@@ -207,7 +205,7 @@ def test_attaching_leaves_the_cluster_as_it_was(ray_cluster: Cluster) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["2", "False", ray_cluster.dashboard, "True"], done.stderr
     assert done.stderr == ""
-    assert list(ray_cluster.map(lambda i: i + 1, [1], in_flight=1)) == [2]
+    assert_it_works(ray_cluster)
 
 
 def test_an_address_where_nothing_listens_is_said_at_once() -> None:
@@ -246,7 +244,7 @@ def test_a_killed_run_leaves_nothing_and_another_run_goes_on(ray_cluster: Cluste
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
     assert not folder.exists()
-    assert list(ray_cluster.map(lambda i: i + 1, [1], in_flight=1)) == [2]
+    assert_it_works(ray_cluster)
 
 
 def test_no_place_for_an_actor_is_an_error_and_not_a_wait(
@@ -255,5 +253,5 @@ def test_no_place_for_an_actor_is_an_error_and_not_a_wait(
     monkeypatch.setattr(actors, "PLACE_SECONDS", 1.0)
     pool = ray_cluster.actors("homeless", Worker, 1, count=2, gpus=1000)
     with pytest.raises(ClusterError, match=r"no place for a homeless actor .* 'num_gpus': 1000"):
-        pool.submit("add", 1)
+        ask(pool, "add", 1)
     ray_cluster.close_actors()
