@@ -4,7 +4,7 @@ Run by `saeflow run`, from the Prefect UI (deployments/prefect.yaml), or here in
 
     from flows.config import load_preset
     from flows.pipeline import run
-    artifacts = run(load_preset("demo"), store="saeflow-store")
+    run(load_preset("demo"), store="saeflow-store")
 """
 
 from typing import Any, Literal, get_args

@@ -24,7 +24,7 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 
 class Settings(BaseModel):
-    """What the environment says, read once by `settings()`."""
+    """What the environment says at the moment `settings()` is called."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

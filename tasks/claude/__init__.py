@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.claude.prices import Usage, bill_dollars, usage_of
+from tasks.claude.prices import PRICES_AS_OF, Usage, bill_dollars, usage_of
 from tasks.claude.requests import Outcome, Request, check_requests, estimate, judge, split
 from tasks.claude.service import Patience, Service, connect
 from tasks.errors import InputError, ServiceError
@@ -129,8 +129,8 @@ class _Run:
         if not unsent or dollars <= cap:
             return parts
         told = (
-            f"{len(self.requests):,} requests to {self.model} may cost up to ${math.ceil(dollars * 100) / 100:,.2f}, "
-            f"more than the budget of ${cap:,g}"
+            f"{len(self.requests):,} requests to {self.model} may cost up to ${math.ceil(dollars * 100) / 100:,.2f} "
+            f"at the prices of {PRICES_AS_OF}, more than the budget of ${cap:,g}"
         )
         if turn == 0:
             raise InputError(f"{told}. Nothing more was sent; raise runtime.budget_dollars, or ask for fewer latents.")
@@ -206,13 +206,13 @@ class _Run:
         return sum(bill_dollars(self.model, usage_of(_messages(self.results[f])), f != PROBE) for f in self.results)
 
     def summary(self) -> dict[str, Any]:
-        """Figures for people: outcomes, tokens, dollars."""
+        """Figures for people: outcomes, tokens, dollars and the date of the prices that they are reckoned with."""
         usage = Usage()
         for lines in self.results.values():
             usage = usage.plus(usage_of(_messages(lines)))
         counts: dict[str, Any] = dict(sorted(collections.Counter(o.status for o in self.outcomes().values()).items()))
         figures = {"model": self.model, "requests": len(self.requests), **counts, **usage._asdict()}
-        return {**figures, "dollars": round(self.dollars(), 6)}
+        return {**figures, "dollars": round(self.dollars(), 6), "prices_as_of": PRICES_AS_OF}
 
     def _keep(self, file: str, lines: list[Line]) -> None:
         self.progress.write(file, "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines).encode())

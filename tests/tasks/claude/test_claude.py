@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tasks.artifacts import Workspace
 from tasks.claude import Answers, run_batches
 from tasks.claude import requests as claude_requests
-from tasks.claude.prices import PRICES, Usage, bill_dollars, estimate_dollars, price
+from tasks.claude.prices import PRICES, PRICES_AS_OF, Usage, bill_dollars, estimate_dollars, price
 from tasks.claude.requests import NAME, Request, check_requests, estimate, judge, split
 from tasks.claude.service import Patience, Service
 from tasks.errors import InputError, ServiceError
@@ -135,6 +135,7 @@ def test_answers_come_back_under_their_names_whatever_the_order_of_the_results(t
     assert answers.summary["answered"] == 5
     assert answers.summary["output_tokens"] > 0
     assert 0 < answers.summary["dollars"] < estimate(requests(5)) + estimate(requests(1), batch=False)
+    assert answers.summary["prices_as_of"] == PRICES_AS_OF
 
 
 def test_a_crash_at_any_write_never_sends_a_request_twice_nor_loses_one(tmp_path: Path) -> None:
@@ -308,7 +309,8 @@ def test_a_wrong_address_is_said(tmp_path: Path) -> None:
 
 def test_the_budget_is_checked_before_anything_is_sent(tmp_path: Path) -> None:
     with MessageBatches() as service:
-        with pytest.raises(InputError, match=r"may cost up to \$0\.01, more than the budget of \$0\."):
+        refused = rf"may cost up to \$0\.01 at the prices of {PRICES_AS_OF}, more than the budget of \$0\."
+        with pytest.raises(InputError, match=refused):
             run(tmp_path, service.url, requests(3), budget=0.0)
         assert service.calls == []
         run(tmp_path, service.url, requests(3))
