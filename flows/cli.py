@@ -115,11 +115,11 @@ def lineage(
     store: StoreUrl = None,
 ) -> None:
     """Show from what an artifact was made, back to the model and the text."""
-    from flows.show import show_lineage
+    from flows.show import show_lineage, tell_unreadable
     from tasks.artifacts.maintenance import find
 
-    place = _open(store)
-    show_lineage(Console(), place, find(place, artifact).manifest)
+    place, console = _open(store), Console()
+    show_lineage(console, place, find(place, artifact, tell_unreadable(console)).manifest)
 
 
 @app.command()
@@ -131,11 +131,11 @@ def verify(store: StoreUrl = None) -> None:
 
     place, console = _open(store), Console()
     count = bad = 0
-    for manifest, faults in track(damaged(place), "verifying", console=console, disable=not console.is_terminal):
+    for name, faults in track(damaged(place), "verifying", console=console, disable=not console.is_terminal):
         count += 1
         bad += bool(faults)
         for fault in faults:
-            console.print(f"[red]{manifest.stage} {manifest.key[:12]}[/]: {fault}", soft_wrap=True)
+            console.print(f"[red]{name}[/]: {fault}", soft_wrap=True)
     console.print(f"{count} artifacts read, {bad} damaged.")
     if bad:
         raise typer.Exit(1)
@@ -147,10 +147,11 @@ def gc(
     store: StoreUrl = None,
 ) -> None:
     """List (with --yes: remove) what no artifact needs: superseded and abandoned attempts, stale progress."""
+    from flows.show import tell_unreadable
     from tasks.artifacts.maintenance import collect, garbage
 
     place, console = _open(store), Console()
-    found = garbage(place)
+    found = garbage(place, tell_unreadable(console))
     for entry in found:
         console.print(f"{entry.path}  [dim]{entry.why}[/]", soft_wrap=True)
     if not found:
@@ -221,10 +222,16 @@ def main() -> None:
 
 
 def _open(url: str | None) -> Any:
+    """A store that is there: what only looks must not take a mistyped name for an empty store."""
     from tasks.artifacts import open_store
+    from tasks.errors import StoreError
     from tasks.settings import settings
 
-    return open_store(url or settings().store)
+    store = open_store(url or settings().store)
+    if not store.files.exists():
+        raise StoreError(f"There is no store at {store.url}; check --store (the first saeflow run makes one).")
+    return store
+
 
 
 def _stages(names: list[str], known: Iterable[str]) -> frozenset[str]:

@@ -3,6 +3,7 @@
 It walks the same wiring as the run itself, with keys and manifests only: no Prefect, no Ray, no model is loaded.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -57,9 +58,9 @@ class Planner:
         known = {name: digest for name, digest in digests.items() if digest is not None}
         outside = stage.pin(spec, settings()) if stage.pin else None
         key = stage.key(spec, known)
-        manifest = self.store.manifest(stage.name, key)
-        if stage.name in self.force:
+        if stage.name in self.force:  # before the manifest is read: it may be torn, and this is the remedy
             return Planned(stage.name, "will run", "asked for by --force")
+        manifest = self.store.manifest(stage.name, key)
         if manifest is not None:
             return Planned(stage.name, "Cached", key[:12], manifest.digest, manifest)
         if self.store.files.names(f"{stage.name}/{key}/progress"):
@@ -68,12 +69,9 @@ class Planner:
 
     def _of(self, stage: Stage) -> list[Manifest]:
         if stage.name not in self._earlier:
-            found = []
-            for key in self.store.keys(stage.name)[:LOOK_AT]:
-                manifest = self.store.manifest(stage.name, key)
-                if manifest is not None:
-                    found.append(manifest)
-            self._earlier[stage.name] = found
+            # One that cannot be read explains nothing; status and verify tell of it.
+            found = self.store.manifests(stage.name, unreadable=lambda stage, key, error: None)
+            self._earlier[stage.name] = list(itertools.islice(found, LOOK_AT))
         return self._earlier[stage.name]
 
     def _why(self, stage: Stage, spec: dict[str, Any], digests: dict[str, str], outside: dict[str, Any] | None) -> str:

@@ -16,7 +16,8 @@ from flows.planner import Planned
 from tasks.artifacts import InputReference, Manifest, Store
 from tasks.artifacts.lease import LEASE
 from tasks.artifacts.maintenance import inputs_of
-from tasks.artifacts.store import progress_folder
+from tasks.artifacts.store import Unreadable, progress_folder
+from tasks.errors import ArtifactError
 from tasks.train import TrainSpec
 
 COLOURS = {"Cached": "cyan", "will run": "yellow", "depends": "dim"}
@@ -54,15 +55,26 @@ def show_plan(
     console.print("needs " + ", ".join(parts), highlight=False, soft_wrap=True)
 
 
+def tell_unreadable(console: Console) -> Unreadable:
+    """Prints which manifest cannot be read, for commands that go on with the others."""
+
+    def tell(stage: str, key: str, error: ArtifactError) -> None:
+        console.print(f"[red]{stage} {key[:12]}[/]: {error}", highlight=False, soft_wrap=True)
+
+    return tell
+
+
 def show_status(console: Console, store: Store) -> None:
     """What is stored, and what is unfinished."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "artifacts", "size", "newest", "key"):
         table.add_column(name, justify="right" if name in ("artifacts", "size") else "left", no_wrap=True)
     unfinished = []
+    torn: list[tuple[str, str, ArtifactError]] = []
     for stage in store.stages():
-        manifests = sorted(store.manifests(stage), key=lambda manifest: str(manifest.made.get("started")))
-        for key in set(store.keys(stage)) - {manifest.key for manifest in manifests}:
+        found = store.manifests(stage, lambda *fault: torn.append(fault))
+        manifests = sorted(found, key=lambda manifest: str(manifest.made.get("started")))
+        for key in set(store.keys(stage)) - {manifest.key for manifest in manifests} - {key for _, key, _ in torn}:
             kept = [name for name in store.files.names(progress_folder(stage, key)) if name != LEASE]
             unfinished.append(f"{stage} {key[:12]}: {f'{len(kept)} files of progress' if kept else 'begun'}")
         if manifests:
@@ -75,6 +87,8 @@ def show_status(console: Console, store: Store) -> None:
     console.print(table if table.row_count else "It holds no artifact yet: saeflow run demo", highlight=False)
     for line in unfinished:
         console.print(f"unfinished  {line}", highlight=False)
+    for fault in torn:
+        tell_unreadable(console)(*fault)
 
 
 def show_lineage(console: Console, store: Store, manifest: Manifest) -> None:

@@ -82,8 +82,13 @@ def _recall(memory: Path) -> dict[str, Any]:
 
 
 def _remember(memory: Path, facts: dict[str, Any]) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=memory.parent)
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=memory.parent)
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {memory.parent} cannot be written ({error.strerror}); set SAEFLOW_CACHE to another one."
+        ) from error
     with os.fdopen(handle, "w") as file:
         json.dump(facts, file, sort_keys=True)
     Path(temporary).replace(memory)

@@ -19,6 +19,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from tasks.errors import InputError
+from tasks.folders import home_expanded
 
 WandbMode = Literal["online", "offline", "disabled"]
 
@@ -41,7 +42,8 @@ class Settings(BaseModel):
 def settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Reads the environment (or the mapping given by a test). Empty variables count as absent."""
     given = {name: value for name, value in (os.environ if environment is None else environment).items() if value}
-    cache = Path(given.get("SAEFLOW_CACHE") or Path(given.get("XDG_CACHE_HOME", "~/.cache")) / "saeflow").expanduser()
+    cache = Path(given.get("SAEFLOW_CACHE") or Path(given.get("XDG_CACHE_HOME", "~/.cache")) / "saeflow")
+    cache = home_expanded(cache, "SAEFLOW_CACHE")
     wandb = given.get("SAEFLOW_WANDB", given.get("WANDB_MODE", "offline"))
     if wandb not in ("online", "offline", "disabled"):
         raise InputError(f"SAEFLOW_WANDB (or WANDB_MODE) is {wandb!r}; set it to online, offline or disabled.")
@@ -49,7 +51,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         store=given.get("SAEFLOW_STORE", "saeflow-store"),
         cache=cache,
-        scratch=Path(given.get("SAEFLOW_SCRATCH", cache / "scratch")).expanduser(),
+        scratch=home_expanded(Path(given.get("SAEFLOW_SCRATCH", cache / "scratch")), "SAEFLOW_SCRATCH"),
         wandb=cast(WandbMode, wandb),
         anthropic_api_key=SecretStr(key) if key else None,
         anthropic_base_url=given.get("ANTHROPIC_BASE_URL"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tasks.errors import StoreError
+from tasks.folders import home_expanded, nearest_existing, why_not_writable
 
 TEMPORARY = ".tmp-"  # names of unfinished local writes start so; they are never listed
 S3 = ("s3://", "s3a://")
@@ -60,12 +61,18 @@ class Files(Protocol):
     def free_bytes(self) -> int | None:
         """Bytes that can still be stored; None where the store does not say."""
 
+    def exists(self) -> bool:
+        """Whether there is such a store; a folder that a first run would make does not count."""
+
+    def check(self) -> None:
+        """Raises StoreError when nothing can be stored. Leaves nothing behind, and makes no folder that stays."""
+
 
 class LocalFiles:
     """A folder. Writes are fsynced and renamed, so a power cut leaves the old file or the new one."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = home_expanded(root, "--store").absolute()
         self.url = str(self.root)
 
     def read(self, path: str) -> bytes | None:
@@ -119,8 +126,17 @@ class LocalFiles:
         return self.root / path
 
     def free_bytes(self) -> int | None:
-        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
-        return shutil.disk_usage(there).free
+        return shutil.disk_usage(nearest_existing(self.root)).free
+
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
+    def check(self) -> None:
+        reason = why_not_writable(self.root)
+        if reason is not None:
+            raise StoreError(
+                f"Nothing can be stored at {self.root}: {reason}. Choose another --store, or mend its permissions."
+            )
 
     @contextlib.contextmanager
     def _temporary(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
@@ -215,6 +231,17 @@ class RemoteFiles:
     def free_bytes(self) -> int | None:
         return None
 
+    def exists(self) -> bool:
+        with _said(self.url):
+            return bool(self.fs.exists(self.root))
+
+    def check(self) -> None:
+        probe, data = f".probe-{uuid.uuid4().hex}", b"saeflow"
+        self.write(probe, data)
+        if self.read(probe) != data:
+            raise StoreError(f"The store {self.url} does not give back what was written to it; choose another --store.")
+        self.remove(probe)
+
     def _at(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
 
@@ -230,6 +257,8 @@ def open_files(url: str) -> Files:
     """The backend for a store URL: a path or file:// is local, anything else goes through fsspec."""
     if "://" not in url or url.startswith("file://"):
         return LocalFiles(Path(url.removeprefix("file://")))
+    if url.startswith(S3) and not url.partition("://")[2].strip("/"):
+        raise StoreError(f"The store URL {url!r} names no bucket; give s3://bucket or s3://bucket/prefix.")
     return RemoteFiles(url)
 
 

@@ -44,6 +44,15 @@ def is_dead(owner: dict[str, Any]) -> bool:
         return True
 
 
+def is_dead_mark(mark: bytes) -> bool:
+    """Whether nobody stands behind an owner's file: marks are written whole, so a torn or foreign one is nobody's."""
+    try:
+        found = json.loads(mark)
+        return is_dead(found.get("owner", found))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
+
+
 class Lease:
     """A held lease. `require()` raises LeaseLost when another driver took it over."""
 

@@ -97,7 +97,9 @@ def read_manifest(text: str | bytes, where: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise ArtifactError(f"The manifest {where} cannot be read ({error.error_count()} errors). {remedy}") from error
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
+        raise ArtifactError(f"The manifest {where} cannot be read ({reason}). {remedy}") from error
     if manifest.schema_version != SCHEMA:
         raise ArtifactError(
             f"The manifest {where} has schema {manifest.schema_version}, this saeflow reads {SCHEMA}. "

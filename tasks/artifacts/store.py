@@ -8,12 +8,13 @@
 """
 
 import functools
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tasks.artifacts.files import Files, open_files
 from tasks.artifacts.manifest import InputReference, Manifest, read_manifest
 from tasks.errors import ArtifactError, StoreError
+
+Unreadable = Callable[[str, str, ArtifactError], None]  # is told of a manifest that cannot be read: stage, key, why
 
 
 class Store:
@@ -69,21 +70,26 @@ class Store:
         """Keys of a stage that have anything stored, committed or not."""
         return self.files.folders(stage)
 
-    def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
-        """All committed manifests, of one stage or of all."""
+    def manifests(self, stage: str | None = None, unreadable: Unreadable | None = None) -> Iterator[Manifest]:
+        """All committed manifests, of one stage or of all.
+
+        One that is torn or foreign is told to `unreadable` and passed over; without it, raised.
+        """
         for name in [stage] if stage else self.stages():
             for key in self.keys(name):
-                found = self.manifest(name, key)
+                try:
+                    found = self.manifest(name, key)
+                except ArtifactError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(name, key, error)
+                    continue
                 if found is not None:
                     yield found
 
     def check(self) -> None:
-        """Writes, reads and removes a small file: a wrong key, a missing bucket or a dead endpoint is said at once."""
-        probe, data = f".probe-{uuid.uuid4().hex}", b"saeflow"
-        self.files.write(probe, data)
-        if self.files.read(probe) != data:
-            raise StoreError(f"The store {self.url} does not give back what was written to it; choose another --store.")
-        self.files.remove(probe)
+        """Tries to write: a wrong key, a missing bucket, a dead endpoint or a read-only disk is said at once."""
+        self.files.check()
 
     def _read(self, path: str) -> Manifest | None:
         text = self.files.read(path)

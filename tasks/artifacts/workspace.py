@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.lease import FORCED, LEASE, Lease, is_dead, this_process
+from tasks.artifacts.lease import FORCED, LEASE, Lease, is_dead_mark, this_process
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store, attempt_folder, progress_folder
-from tasks.errors import InputError
+from tasks.errors import ArtifactError, InputError
 from tasks.runtime import Runtime
 from tasks.settings import settings
 
@@ -214,8 +214,8 @@ def _clean_dead_attempts(store: Store, stage: str, key: str) -> None:
     for name in store.files.names(attempts):
         if name.endswith(".owner"):
             text = store.files.read(f"{attempts}/{name}")
-            with contextlib.suppress(ValueError, KeyError):
-                if text and is_dead(json.loads(text)):
+            with contextlib.suppress(ArtifactError):  # a torn manifest: which attempt is the artifact cannot be told
+                if text is not None and is_dead_mark(text):
                     attempt = name.removesuffix(".owner")
                     committed = store.manifest(stage, key)
                     if committed is None or committed.attempt != attempt:

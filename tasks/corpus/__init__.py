@@ -26,6 +26,7 @@ from tasks.corpus.hub import is_dataset, read_dataset
 from tasks.corpus.sources import Piece, Refused, Source, Text, Unit, find_files, pin_sources, read_source, split
 from tasks.corpus.stdlib_text import stdlib_documents, stdlib_fingerprint
 from tasks.errors import InputError, SpecError
+from tasks.folders import home_expanded
 from tasks.model.files import hub_commit
 from tasks.outside import trust_notice
 from tasks.settings import Settings, settings
@@ -121,7 +122,7 @@ class CorpusSpec(Spec):
         """The fields, a local path made absolute: it names the same files wherever the command is given."""
         fields = super().hashed()
         if self.path is not None and "://" not in self.path and not is_dataset(self.path):
-            fields["path"] = str(Path(self.path).expanduser().absolute())
+            fields["path"] = str(home_expanded(Path(self.path), "corpus.path").absolute())
         return fields
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.corpus.sentences import split_paragraphs, split_sentences
 from tasks.errors import InputError
+from tasks.folders import home_expanded
 from tasks.outside import pin_file
 
 Unit = Literal["sentence", "paragraph", "document"]
@@ -61,7 +62,7 @@ def find_files(path: str) -> list[Source]:
     if "://" in path:
         found = [Source(url, url, local=False) for url in _remote_files(path)]
     else:
-        base, files = _local_files(Path(path).expanduser().absolute())
+        base, files = _local_files(home_expanded(Path(path), "corpus.path").absolute())
         found = [Source(file.relative_to(base).as_posix(), str(file), local=True) for file in files]
     if not found:
         raise InputError(f"corpus.path is {path!r}, where there is no {KINDS_SAID} file; check the path.")

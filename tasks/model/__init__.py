@@ -21,6 +21,7 @@ from pydantic import Field
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.corpus.stdlib_text import stdlib_documents, stdlib_fingerprint
 from tasks.errors import ArtifactError, InputError
+from tasks.folders import home_expanded
 from tasks.model.files import ModelShape, check_folder, hub_commit, hub_config, hub_snapshot, is_local, read_shape
 from tasks.model.language_model import LanguageModelSpec, no_progress_bars, train_language_model
 from tasks.outside import pin_file, pin_files, trust_notice
@@ -61,7 +62,7 @@ class ModelSpec(Spec):
         if self.path is None:
             return {"demo": self.demo.hashed()}
         if is_local(self.path):
-            return {"path": str(Path(self.path).expanduser().absolute())}
+            return {"path": str(home_expanded(Path(self.path), "model.path").absolute())}
         return {"path": self.path, "revision": self.revision} if self.revision else {"path": self.path}
 
 
@@ -71,7 +72,7 @@ def pin_model(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
         return stdlib_fingerprint()
     if not is_local(spec.path):
         return {"commit": hub_commit(spec.path, spec.revision)}
-    folder = Path(spec.path).expanduser().absolute()
+    folder = home_expanded(Path(spec.path), "model.path").absolute()
     files, _ = pin_files(folder, check_folder(folder), settings.cache)
     return {"files": files}
 
@@ -86,7 +87,7 @@ def make_model(spec: ModelSpec, out: Workspace) -> Summary:
         )
         return {"source": "trained here", **summary}
     if is_local(spec.path):
-        folder = Path(spec.path).expanduser().absolute()
+        folder = home_expanded(Path(spec.path), "model.path").absolute()
         source, revision = str(folder), None
     else:
         source, revision = spec.path, hub_commit(spec.path, spec.revision)
@@ -124,7 +125,7 @@ def describe_model(model: ModelSpec | str) -> ModelShape | None:
     if not is_local(spec.path):
         config = hub_config(spec.path, spec.revision)
         return None if config is None else read_shape(config.parent)
-    folder = Path(spec.path).expanduser()
+    folder = home_expanded(Path(spec.path), "model.path")
     check_folder(folder)
     return read_shape(folder)
 

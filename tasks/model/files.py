@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from tasks.errors import InputError
+from tasks.folders import home_expanded
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -49,7 +50,7 @@ class ModelShape(NamedTuple):
 
 def is_local(path: str) -> bool:
     """Whether a path means a folder of this machine rather than a name on the hub: it exists, or it looks like one."""
-    return Path(path).expanduser().exists() or _HUB_NAME.fullmatch(path) is None
+    return home_expanded(Path(path), "model.path").exists() or _HUB_NAME.fullmatch(path) is None
 
 
 def check_folder(folder: Path) -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import Stage, open_store
-from tasks.artifacts.maintenance import collect, find, garbage
-from tasks.errors import InputError
+from tasks.artifacts.maintenance import collect, damaged, find, garbage
+from tasks.artifacts.store import attempt_folder, manifest_path
+from tasks.errors import ArtifactError, InputError
 from tests.tasks.artifacts.toys import CHILDREN, FILL, STEPS, FillSpec, StepsSpec, build_all, build_fill, child, fill
 
 
@@ -73,6 +74,37 @@ def test_gc_does_not_take_what_is_committed_while_it_looks(store, monkeypatch):
     (Path(store.url) / "fill" / FILL.key(FillSpec(), {}) / "attempts").mkdir(parents=True)
     monkeypatch.setattr(store.files, "names", names_after_a_commit)
     assert not garbage(store)
+
+
+def test_a_torn_manifest_is_listed_as_damaged_and_nothing_of_its_key_or_its_inputs_is_garbage(store):
+    used = build_fill(store)
+    dependent = STEPS.build(store, StepsSpec(), source=used).artifact
+    FILL.build(store, FillSpec(), force=True)  # `used` is superseded: it lives by being an input of `dependent`
+    whole = build_fill(store, seed=1)
+    store.files.write(manifest_path("steps", dependent.key), b'{"schema": 1, "sta')
+    faults = dict(damaged(store))
+    assert [name for name, found in faults.items() if found] == [f"steps {dependent.key[:12]}"]
+    assert "--force" in faults[f"steps {dependent.key[:12]}"][0]
+    assert len(faults) == 3
+    told = []
+    assert not garbage(store, lambda *fault: told.append(fault))
+    assert [(stage, key) for stage, key, _ in told] == [("steps", dependent.key)]
+    assert find(store, whole.key, lambda *fault: told.append(fault)) == whole
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        garbage(store)
+
+
+@pytest.mark.parametrize("mark", [b"", b"{", b"[1]", b'{"owner": 3}', b'{"pid": 1}'])
+def test_a_torn_or_foreign_mark_of_an_owner_is_nobodys_or_somebody_elsewheres(store, mark):
+    artifact = build_fill(store)
+    folder = attempt_folder("fill", artifact.key, artifact.manifest.attempt)
+    store.files.write(f"{folder}.owner", mark)
+    store.files.write(f"{folder}x.owner", mark)
+    elsewhere = mark == b'{"pid": 1}'  # names a process, but no machine: it cannot be asked
+    expected = [] if elsewhere else ["mark of a run that ended", "superseded"]
+    assert [entry.why for entry in garbage(store)] == expected
+    FILL.build(store, FillSpec(), force=True)  # cleans up after the dead on its way, but keeps what is committed
+    assert artifact.verify() == []
 
 
 def test_find_by_a_few_characters(store):

@@ -11,7 +11,8 @@ import pytest
 from flows.dag import STAGES
 from tasks.artifacts import Stage, open_store
 from tasks.artifacts.maintenance import damaged, garbage, inputs_of
-from tasks.errors import SpecError
+from tasks.artifacts.store import manifest_path
+from tasks.errors import ArtifactError, SpecError
 from tests.tasks.artifacts.toys import CHILDREN, FILL, STEPS, FillSpec, StepsSpec, build_all, build_fill, child, fill
 
 
@@ -104,6 +105,20 @@ def test_a_list_of_shards_is_an_ordered_input(store):
     assert JOIN.build(store, FillSpec(), parts=[one, two]).cached
     assert not JOIN.build(store, FillSpec(), parts=[two, one]).cached
     assert [r.key for r in joined.artifact.manifest.references()] == [one.key, two.key]
+
+
+def test_force_is_the_remedy_for_a_torn_manifest(store):
+    """Also where a killed run has left its mark beside it."""
+    source, second = build_all(store)
+    works = [(FILL, FillSpec(), {}, source), (STEPS, StepsSpec(), {"source": source}, second)]
+    for stage, spec, inputs, broken in works:
+        store.files.write(manifest_path(stage.name, broken.key), b"{")
+        store.files.write(f"{stage.name}/{broken.key}/attempts/{broken.manifest.attempt}.owner", b"torn")
+        with pytest.raises(ArtifactError, match="--force"):
+            stage.build(store, spec, **inputs)
+        mended = stage.build(store, spec, force=True, **inputs).artifact
+        assert stage.find(store, spec, **inputs) == mended
+        assert broken.verify() == []  # it may have been the artifact: gc is not for the builder to do
 
 
 def test_a_stage_that_raises_leaves_nothing(store):

@@ -9,7 +9,8 @@ import pytest
 
 from tasks.artifacts import open_store
 from tasks.artifacts import workspace as workspace_module
-from tasks.errors import StoreError
+from tasks.errors import InputError, StoreError
+from tasks.settings import settings
 
 
 def test_a_store_says_at_once_that_it_cannot_be_used(tmp_path):
@@ -18,6 +19,29 @@ def test_a_store_says_at_once_that_it_cannot_be_used(tmp_path):
         open_store(str(tmp_path / "file" / "store")).check()
     with pytest.raises(StoreError, match=r"nosuchscheme.*Give a folder or s3://"):
         open_store("nosuchscheme://bucket")
+
+
+def test_a_check_tries_to_write_but_makes_no_folder(tmp_path):
+    store = open_store(str(tmp_path / "deep" / "store"))
+    store.check()
+    assert not list(tmp_path.iterdir()) and not store.files.exists()
+    with pytest.raises(StoreError, match="/proc/no-store"):
+        open_store("/proc/no-store").check()
+    with pytest.raises(StoreError, match="/etc/passwd is no folder"):
+        open_store("/etc/passwd").check()
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///", "s3a://"])
+def test_a_url_without_a_bucket_is_refused(url):
+    with pytest.raises(StoreError, match="names no bucket"):
+        open_store(url)
+
+
+def test_a_home_that_does_not_exist_is_one_sentence():
+    with pytest.raises(InputError, match="--store is '~nobodyx/foo', but there is no such home"):
+        open_store("~nobodyx/foo")
+    with pytest.raises(InputError, match="SAEFLOW_CACHE is '~nobodyx/foo'"):
+        settings({"SAEFLOW_CACHE": "~nobodyx/foo"})
 
 
 def test_two_runs_may_check_the_same_store_at_once(store):
