@@ -89,6 +89,7 @@ def plan(
     from flows.config import grid_points, load_preset
     from flows.dag import STAGES, SWEEP_STAGES
     from flows.planner import plan as make_plan
+    from flows.preflight import judge
     from flows.show import show_plan
     from tasks.artifacts import open_store
     from tasks.settings import settings
@@ -98,7 +99,9 @@ def plan(
     place = open_store(store or now.store)
     points = grid_points(config, grid) if grid else []
     forced = _stages(force or [], SWEEP_STAGES if grid else STAGES)
-    show_plan(Console(), config, make_plan(config, place, forced, points), place, points)
+    planned = make_plan(config, place, forced, points)
+    show_plan(Console(), config, planned, place, points)
+    judge(config, place, planned, points)
 
 
 @app.command()
@@ -180,7 +183,7 @@ def doctor(store: StoreUrl = None) -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the Prefect server on this machine.")] = 4200,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server on this machine.")] = 4200,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     store: StoreUrl = None,
 ) -> None:

@@ -121,7 +121,10 @@ def load_preset(name: str, settings: Iterable[str] = ()) -> PipelineConfig:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"The configuration file {name!r} does not exist; give a file, or one of: {_listed()}.")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The configuration file {name!r} cannot be read as UTF-8 text: {error}.") from error
     elif name in presets():
         text = (files("deployments") / "presets" / f"{name}.yaml").read_text()
     else:
@@ -201,7 +204,13 @@ def _lay_over(values: dict[str, Any], setting: str) -> None:
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
     *groups, name = key.split(".")
     for group in groups:
-        values = values.setdefault(group, {})
+        inner = values.setdefault(group, {})
+        if not isinstance(inner, dict):
+            raise SpecError(
+                f"The setting {key} changes a part of {group}, but the configuration gives {group} as {inner!r:.60}; write it "
+                f"as a mapping there, such as `{group}: {{{name}: ...}}`."
+            )
+        values = inner
     values[name] = value
 
 
@@ -249,12 +258,12 @@ def _yaml(option: str, given: str, text: str, every_scalar_is_text: bool = False
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The hint "did you mean ...?" when something known is close, else nothing."""
+    """The hint " (did you mean ...?)" when something known is close, else nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not close:  # the right leaf under the wrong stage: "lr" or "training.lr" for "train.lr"
         leaf = name.rpartition(".")[2]
         close = [option for option in known if option.rpartition(".")[2] == leaf][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _listed() -> str:

@@ -89,6 +89,30 @@ def wire_sweep(config: PipelineConfig, points: Sequence[TrainSpec], do: Do, at_o
     return do(SWEEP, SweepSpec(), saes=saes, metrics=metrics)
 
 
+def up_to(config: PipelineConfig, only: str) -> frozenset[str]:
+    """The names of a stage and of all that it reads, directly or not."""
+    reads: dict[str, set[str]] = {}
+
+    class Reads:
+        """A `Do` that notes which stage reads which; its handles are their names."""
+
+        def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> str:
+            named = [value if isinstance(value, list) else [value] for value in inputs.values()]
+            reads[stage.name] = {name for names in named for name in names}
+            return stage.name
+
+        def window(self, count: int, chain: Callable[[int], Any], at_once: int | None = None) -> list[Any]:
+            return [chain(0)]
+
+    wire(config, Reads())
+    needed, ahead = {only}, [only]
+    while ahead:
+        new = reads[ahead.pop()] - needed
+        needed |= new
+        ahead += new
+    return frozenset(needed)
+
+
 def _wire_rows(config: PipelineConfig, do: Do) -> Rows:
     def packed_shard(i: int) -> Any:
         captured = do(CAPTURE, config.capture.part(i), shard=i, corpus=text, model=lm)

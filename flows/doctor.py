@@ -8,11 +8,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows.server import find_server, healthy
 from tasks.artifacts import open_store
 from tasks.errors import SaeflowError
-from tasks.settings import Settings, settings
+from tasks.folders import nearest_existing, why_not_writable
+from tasks.settings import settings
 
 # Combinations that install cleanly and then fail: seen, not guessed.
 TOO_NEW = {"fastapi": (0, 151), "sqlalchemy": (2, 1), "prefect": (3, 9)}
@@ -36,7 +38,8 @@ def examine(store_url: str) -> Iterator[Finding]:
     yield from _packages()
     yield _machine()
     yield _store(store_url)
-    yield _scratch(now)
+    yield _folder("cache", "SAEFLOW_CACHE", now.cache)
+    yield _folder("scratch", "SAEFLOW_SCRATCH", now.scratch)
     yield _loopback()
     server = find_server(now)
     if now.prefect_api_url and server is not None:
@@ -85,10 +88,12 @@ def _store(url: str) -> Finding:
     return Finding("store", True, f"{store.url}{space}, can be written")
 
 
-def _scratch(now: Settings) -> Finding:
-    there = next(folder for folder in (now.scratch, *now.scratch.parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    return Finding("scratch", os.access(there, os.W_OK), f"{now.scratch}, {free / 1e9:.0f} GB free")
+def _folder(name: str, variable: str, folder: Path) -> Finding:
+    reason = why_not_writable(folder)
+    if reason is not None:
+        return Finding(name, False, f"{folder}: {reason}; set {variable} to another folder")
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    return Finding(name, True, f"{folder}, {free / 1e9:.0f} GB free")
 
 
 def _loopback() -> Finding:

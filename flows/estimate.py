@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from flows.config import PipelineConfig
 from flows.planner import Planned
-from tasks.corpus import pin_corpus
 from tasks.label import label_dollars
 from tasks.model import describe_model
 from tasks.score import score_dollars
-from tasks.settings import settings
 from tasks.train import TrainSpec
 
 BYTES_PER_TOKEN = 4.0
 ARCHIVED_SHARE = 0.7
 DEMO_TEXT_BYTES = 2_000_000
+FLOAT_BYTES = 4
+CHECKPOINT_WEIGHTS = 3  # a checkpoint holds the weights and AdamW's two moments of each
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,20 @@ class Estimate:
     archived_bytes: int | None
     shuffled_bytes: int | None
     training_flop: float | None
+    trained_bytes: int | None  # the autoencoder's weights (a sweep's: of all points), and a checkpoint of the largest
     dollars: dict[str, float]  # upper bound for Claude, of label and of score; 0 with keywords
 
-    @property
-    def largest_bytes(self) -> int:
-        """Free space the largest stage needs at once (the shuffle keeps its partitions beside its output)."""
-        return 2 * (self.shuffled_bytes or 0)
+    def still_needed_bytes(self, planned: list[Planned]) -> int:
+        """Free space for what is not Cached; the shuffle keeps its partitions beside its output."""
+        sizes = {
+            "capture": self.captured_bytes, "archive": self.archived_bytes,
+            "preprocess": 2 * (self.shuffled_bytes or 0), "train": self.trained_bytes,
+        }  # fmt: skip
+        needed = 0
+        for stage, size in sizes.items():
+            states = [entry.state != "Cached" for entry in planned if entry.stage == stage]
+            needed += (size or 0) * sum(states) // max(1, len(states))
+        return needed
 
 
 def estimate(config: PipelineConfig, planned: list[Planned], points: Sequence[TrainSpec] = ()) -> Estimate:
@@ -49,27 +57,35 @@ def estimate(config: PipelineConfig, planned: list[Planned], points: Sequence[Tr
     dollars = {"label": label_dollars(config.label, labelled), "score": score_dollars(config.score, labelled)}
     if points:  # a sweep labels nothing
         dollars = dict.fromkeys(dollars, 0.0)
-    flop = None
+    flop = trained = None
     if d_model is not None:
+        trainings = points or [config.train]
         flop = sum(
             12.0 * train.batch_size * train.number_of_steps(tokens or 0) * train.n_latents * d_model
-            for train in points or [config.train]
+            for train in trainings
         )
+        weights = [2 * train.n_latents * d_model * FLOAT_BYTES for train in trainings]
+        trained = sum(weights) + CHECKPOINT_WEIGHTS * max(weights)
     if tokens is None or d_model is None:
-        return Estimate(tokens, None, None, None, flop, dollars)
+        return Estimate(tokens, None, None, None, flop, trained, dollars)
     one_site = tokens * d_model * 2
     captured = one_site * len(config.capture.sites)
-    return Estimate(tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop, dollars)
+    return Estimate(tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop, trained, dollars)
 
 
 def _tokens(config: PipelineConfig, planned: list[Planned]) -> int | None:
     captures = [entry.manifest for entry in planned if entry.stage == "capture"]
     if captures and all(captures):
         return sum(manifest.summary.get("tokens", 0) for manifest in captures if manifest)
-    corpus = next((entry.manifest for entry in planned if entry.stage == "corpus"), None)
-    if corpus is not None and "bytes" in corpus.summary:
-        return int(corpus.summary["bytes"] / BYTES_PER_TOKEN)
+    corpus = next((entry for entry in planned if entry.stage == "corpus"), None)
+    if corpus is not None and corpus.manifest is not None and "bytes" in corpus.manifest.summary:
+        return int(corpus.manifest.summary["bytes"] / BYTES_PER_TOKEN)
     if config.corpus.path is None:
-        return int(DEMO_TEXT_BYTES / BYTES_PER_TOKEN)
-    files = pin_corpus(config.corpus, settings()).get("files", [])  # a data set on the hub says nothing of its size
-    return int(sum(file.get("size", 0) for file in files) / BYTES_PER_TOKEN) or None
+        tokens = int(DEMO_TEXT_BYTES / BYTES_PER_TOKEN)
+    else:
+        outside = corpus.outside if corpus is not None else None
+        files = (outside or {}).get("files", [])  # a data set on the hub does not say its size
+        tokens = int(sum(file.get("size") or 0 for file in files) / BYTES_PER_TOKEN)
+    if config.corpus.max_rows is not None and tokens:
+        tokens = min(tokens, config.corpus.max_rows * config.capture.max_tokens)
+    return tokens or None

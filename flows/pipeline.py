@@ -7,14 +7,13 @@ Run by `saeflow run`, from the Prefect UI (deployments/prefect.yaml), or here in
     run(load_preset("demo"), store="saeflow-store")
 """
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from prefect import flow, runtime
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.config import PipelineConfig
 from flows.dag import STAGES, wire
-from flows.planner import plan
 from flows.preflight import check
 from flows.stages import PrefectDo
 from tasks import guard
@@ -110,24 +109,12 @@ def carry_out(
     now = settings()
     config = config.resolved(now)
     store = open_store(store_url or now.store)
-    check(config, store)
+    planned = check(config, store, force, only=only)
     guard.protect()  # under a worker too: what the run starts ends with it
-    needed = frozenset(STAGES) if only is None else _up_to(config, store, only)
-    do = PrefectDo(store, config.runtime, force, only, needed)
+    do = PrefectDo(store, config.runtime, force, only, frozenset(entry.stage for entry in planned))
     artifacts = do.walk(lambda: wire(config, do))
     _leave_links(config, artifacts)
     return artifacts
-
-
-def _up_to(config: PipelineConfig, store: Any, only: str) -> frozenset[str]:
-    """The stage and all that it reads, directly or not: found by walking the plan backwards."""
-    planned = plan(config, store)
-    needed = {only}
-    for entry in reversed(planned):
-        if entry.stage in needed:
-            for value in entry.inputs.values():
-                needed.update(part.stage for part in (value if isinstance(value, list) else [value]))
-    return frozenset(needed)
 
 
 def _leave_links(config: PipelineConfig, artifacts: dict[str, Artifact]) -> None:

@@ -5,11 +5,11 @@ It walks the same wiring as the run itself, with keys and manifests only: no Pre
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from flows.config import PipelineConfig
-from flows.dag import wire, wire_sweep
+from flows.dag import STAGES, SWEEP_STAGES, up_to, wire, wire_sweep
 from tasks.artifacts import Manifest, Spec, Stage, Store, group_digest
 from tasks.settings import settings
 from tasks.train import TrainSpec
@@ -28,21 +28,24 @@ class Planned:
     digest: str | None = None
     manifest: Manifest | None = None
     shard: int | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
+    outside: dict[str, Any] | None = None  # what the stage has pinned of the world outside the store
 
 
 class Planner:
-    """A `Do` that looks up and compares."""
+    """A `Do` that looks up and compares the stages that are needed."""
 
-    def __init__(self, store: Store, force: frozenset[str] = frozenset()) -> None:
+    def __init__(self, store: Store, needed: frozenset[str], force: frozenset[str] = frozenset()) -> None:
         self.store = store
+        self.needed = needed
         self.force = force
         self.planned: list[Planned] = []
         self._earlier: dict[str, list[Manifest]] = {}
 
-    def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Planned:
+    def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Planned | None:
+        if stage.name not in self.needed:
+            return None
         found = self._plan(stage, spec, inputs)
-        found.shard, found.inputs = shard, inputs
+        found.shard = shard
         self.planned.append(found)
         return found
 
@@ -59,13 +62,14 @@ class Planner:
         outside = stage.pin(spec, settings()) if stage.pin else None
         key = stage.key(spec, known)
         if stage.name in self.force:  # before the manifest is read: it may be torn, and this is the remedy
-            return Planned(stage.name, "will run", "asked for by --force")
+            return Planned(stage.name, "will run", "asked for by --force", outside=outside)
         manifest = self.store.manifest(stage.name, key)
         if manifest is not None:
-            return Planned(stage.name, "Cached", key[:12], manifest.digest, manifest)
+            return Planned(stage.name, "Cached", key[:12], manifest.digest, manifest, outside=outside)
         if self.store.files.names(f"{stage.name}/{key}/progress"):
-            return Planned(stage.name, "will run", "goes on from its saved progress")
-        return Planned(stage.name, "will run", self._why(stage, spec.hashed(), known, outside))
+            return Planned(stage.name, "will run", "goes on from its saved progress", outside=outside)
+        why = self._why(stage, spec.hashed(), known, outside)
+        return Planned(stage.name, "will run", why, outside=outside)
 
     def _of(self, stage: Stage) -> list[Manifest]:
         if stage.name not in self._earlier:
@@ -88,13 +92,22 @@ class Planner:
 
 
 def plan(
-    config: PipelineConfig, store: Store, force: frozenset[str] = frozenset(), points: Sequence[TrainSpec] = ()
+    config: PipelineConfig,
+    store: Store,
+    force: frozenset[str] = frozenset(),
+    points: Sequence[TrainSpec] = (),
+    only: str | None = None,
 ) -> list[Planned]:
-    """The plan of a run, or of a sweep over `points`: one entry per stage, shard or point, in running order."""
-    planner = Planner(store, force)
+    """The plan of a run, or of a sweep over `points`: one entry per stage, shard or point, in running order.
+
+    With `only`, that of this stage and of those it reads.
+    """
     if points:
+        planner = Planner(store, frozenset(SWEEP_STAGES), force)
         wire_sweep(config, points, planner)
     else:
+        needed = frozenset(STAGES) if only is None else up_to(config, only)
+        planner = Planner(store, needed, force if only is None else force & {only})
         wire(config, planner)
     return planner.planned
 

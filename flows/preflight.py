@@ -7,27 +7,81 @@ from flows.estimate import Estimate, estimate
 from flows.planner import Planned, plan
 from tasks.artifacts import Store
 from tasks.claude.service import check_access
+from tasks.cluster import reach
 from tasks.errors import InputError, StoreError
+from tasks.folders import why_not_writable
 from tasks.model import describe_model
+from tasks.settings import settings
 from tasks.train import TrainSpec
 
+ON_RAY = {"capture", "train"}
+PAYING = {"label", "score"}
 
-def check(config: PipelineConfig, store: Store, points: Sequence[TrainSpec] = ()) -> list[Planned]:
-    """Raises InputError or StoreError when the run cannot end well: store, layers, space, budget, key.
 
-    `points` are those of a sweep. Returns the plan that it was judged by.
+def check(
+    config: PipelineConfig,
+    store: Store,
+    force: frozenset[str] = frozenset(),
+    points: Sequence[TrainSpec] = (),
+    only: str | None = None,
+) -> list[Planned]:
+    """Raises InputError, StoreError or ClusterError when the run cannot end well.
+
+    `points` are those of a sweep. Returns the plan that it was judged by; with `only`, of what that stage needs.
     """
-    store.check()
-    _check_layers(config)
-    planned = plan(config, store, points=points)
-    to_do = {entry.stage for entry in planned if entry.state != "Cached"}
-    if to_do:
-        needs = estimate(config, planned, points)
-        _check_space(needs, store)
-        _check_budget(needs, to_do, config)
-        if to_do & {name for name, dollars in needs.dollars.items() if dollars}:
-            check_access()
+    planned = plan(config, store, force, points, only)
+    judge(config, store, planned, points, only)
+    to_do = _to_do(planned, only)
+    if to_do & ON_RAY:
+        reach(config.runtime)
+    if to_do & PAYING and any(estimate(config, planned, points).dollars[stage] for stage in to_do & PAYING):
+        check_access()
     return planned
+
+
+def judge(
+    config: PipelineConfig,
+    store: Store,
+    planned: list[Planned],
+    points: Sequence[TrainSpec] = (),
+    only: str | None = None,
+) -> None:
+    """What of it can be told without other services: earlier artifacts, store, folders, layers, text, space, budget."""
+    missing = next((entry.stage for entry in planned if entry.state != "Cached" and entry.stage != only), None)
+    if only is not None and missing is not None:
+        raise needed_first(only, missing, store)
+    to_do = _to_do(planned, only)
+    if not to_do:
+        return
+    store.check()
+    _check_folders()
+    if "capture" in to_do:
+        _check_layers(config)
+    _check_text(config, planned)
+    if to_do - {"model", "corpus"}:
+        needs = estimate(config, planned, points)
+        _check_space(needs.still_needed_bytes(planned), store)
+        _check_budget(needs, to_do, config)
+
+
+def needed_first(only: str, missing: str, store: Store) -> InputError:
+    """What is said when a stage is to be built alone and what it reads is not there."""
+    return InputError(
+        f"{only} needs the artifact of {missing}, which is not in {store.url} for these settings; build it first "
+        f"(--only {missing}, or the flow {missing}), or run the whole pipeline."
+    )
+
+
+def _to_do(planned: list[Planned], only: str | None) -> set[str]:
+    return {entry.stage for entry in planned if entry.state != "Cached" and only in (None, entry.stage)}
+
+
+def _check_folders() -> None:
+    now = settings()
+    for name, folder in (("SAEFLOW_CACHE", now.cache), ("SAEFLOW_SCRATCH", now.scratch)):
+        reason = why_not_writable(folder)
+        if reason is not None:
+            raise InputError(f"{name} is {folder}, where nothing can be written: {reason}. Set it to another folder.")
 
 
 def _check_layers(config: PipelineConfig) -> None:
@@ -43,13 +97,20 @@ def _check_layers(config: PipelineConfig) -> None:
             )
 
 
-def _check_space(needs: Estimate, store: Store) -> None:
+def _check_text(config: PipelineConfig, planned: list[Planned]) -> None:
+    for entry in planned:
+        files = (entry.outside or {}).get("files", []) if entry.stage == "corpus" else []
+        if files and all(file["size"] == 0 for file in files):
+            raise InputError(f"corpus.path is {config.corpus.path!r}, which holds not one byte; give it some text.")
+
+
+def _check_space(needed_bytes: int, store: Store) -> None:
     free = store.files.free_bytes()
-    if free is not None and needs.largest_bytes > free:
+    if free is not None and needed_bytes > free:
         raise StoreError(
-            f"{store.url} has {free / 1e9:.1f} GB free, but the largest stage needs about "
-            f"{needs.largest_bytes / 1e9:.1f} GB; free some space (saeflow gc), choose another --store, or take fewer "
-            "rows (corpus.max_rows)."
+            f"{store.url} has {free / 1e9:.1f} GB free, but the stages that are not stored yet need about "
+            f"{needed_bytes / 1e9:.1f} GB; free some space (saeflow gc), choose another --store, or take less "
+            "(corpus.max_rows, train.n_latents)."
         )
 
 

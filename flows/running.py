@@ -4,13 +4,14 @@ No child is left behind, however it ends.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ from flows.server import (
     find_server,
     prepare_environment,
     quiet_console,
+    require_server,
     send_last_logs,
     start_temporary,
     wait_for,
 )  # fmt: skip
 from tasks import guard
-from tasks.artifacts import open_store
+from tasks.artifacts import Store, open_store
 from tasks.artifacts.workspace import abandon_open
+from tasks.errors import InputError
 from tasks.settings import Settings, settings
-from tasks.train import TrainSpec
 
 STOPPED = "Stopped. What was committed stays; the same command goes on from here."
 STOP_SECONDS = 20.0  # for running stages to stop their jobs and discard their attempts after Ctrl-C
@@ -52,7 +54,8 @@ def run_here(
 
     console = Console()
     board = Board(console)
-    _follow(board, load_preset(preset, sets), [], store_url, carry_out, json_file)
+    config = load_preset(preset, sets)
+    _follow(board, config, store_url, carry_out, json_file, functools.partial(check, force=force, only=only))
     labels = board.rows["label"].figures()
     if "why" in labels:
         console.print(f"labels by {labels['labeller']}: {labels['why']}", highlight=False, soft_wrap=True)
@@ -73,24 +76,27 @@ def sweep_here(
     points = grid_points(config, grid)
     board = Board(Console(), SWEEP_STAGES)
     board.console.print(f"{len(points)} points: {' x '.join(grid)}", highlight=False, soft_wrap=True)
-    _follow(board, config, points, store_url, carry_out, json_file)
+    _follow(board, config, store_url, carry_out, json_file, functools.partial(check, force=force, points=points))
     _link(board, "sweep", "sweep.html")
 
 
 def _follow(
     board: Board,
     config: PipelineConfig,
-    points: Sequence[TrainSpec],
     store_url: str | None,
     carry_out: Callable[[PipelineConfig, str], None],
     json_file: Path | None,
+    checked: Callable[[PipelineConfig, Store], object],
 ) -> None:
     """Checks, finds or starts a server, and shows the flow that `carry_out` runs until it ends or is stopped."""
     console = board.console
     guard.sweep()
     now = settings()
     store = open_store(store_url or now.store)
-    check(config.resolved(now), store, points)  # what is wrong already is said before anything starts
+    if json_file is not None:
+        _require_writable(json_file)
+    require_server(now)
+    checked(config.resolved(now), store)  # what is wrong already is said before anything starts
     guard.protect()
     server = find_server(now)
     console.print(
@@ -108,7 +114,25 @@ def _follow(
     finally:
         _shut_down()
         if json_file is not None:
-            json_file.write_text(json.dumps({"schema": 1, "stages": board.result()}, indent=1) + "\n")
+            _write_result(board, json_file)
+
+
+def _require_writable(json_file: Path) -> None:
+    """Tries the file now: it is written at the very end, where it may be the error of a long run that is to be told."""
+    there = json_file.exists()
+    try:
+        json_file.open("a").close()
+        if not there:
+            json_file.unlink()
+    except OSError as error:
+        raise InputError(f"--json {json_file} cannot be written ({error.strerror}); name another file.") from error
+
+
+def _write_result(board: Board, json_file: Path) -> None:
+    try:
+        json_file.write_text(json.dumps({"schema": 1, "stages": board.result()}, indent=1) + "\n")
+    except OSError as error:  # it could be written when the run began; the run's own error, if any, is the one to raise
+        board.console.print(f"--json {json_file} could not be written: {error.strerror}.", highlight=False)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ itself, which ends them in order. A server that went first would leave the run w
 """
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,8 @@ from pathlib import Path
 from tasks.artifacts.lease import is_dead, this_process
 from tasks.errors import ClusterError
 from tasks.settings import Settings
+
+SLOW_SECONDS = 8.0  # a server that is busy may still be the one that was meant
 
 ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -120,6 +124,22 @@ def find_server(settings: Settings) -> str | None:
     return found["url"] if not is_dead(found["owner"]) and healthy(found["url"]) else None
 
 
+def require_server(settings: Settings) -> None:
+    """Raises ClusterError when PREFECT_API_URL names a server that does not answer; any answer of HTTP counts."""
+    url = settings.prefect_api_url
+    if url is None or healthy(url):
+        return
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=SLOW_SECONDS).close()
+    except urllib.error.HTTPError:  # refuses, or asks for a key, which Prefect has from its own settings
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ClusterError(
+            f"No Prefect server answers at PREFECT_API_URL {url} ({error}); start it, correct the address (it ends in "
+            "/api), or unset the variable for a temporary server."
+        ) from error
+
+
 def remember_server(settings: Settings, url: str) -> None:
     """Lets runs in other terminals find the server that this process keeps."""
     record = _record(settings)
@@ -137,7 +157,7 @@ def healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):  # not there, no URL at all, or nothing that speaks HTTP
         return False
 
 

@@ -20,8 +20,9 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 
 from flows.events import Event, Stopped, ask_to_stop, publish, stopping
+from flows.preflight import needed_first
 from tasks.artifacts import Artifact, Built, Spec, Stage, Store
-from tasks.errors import InputError, SaeflowError, ShardsFailed, StageFailed
+from tasks.errors import SaeflowError, ShardsFailed, StageFailed
 from tasks.runtime import Runtime
 
 SHOW_EVERY_SECONDS = 5.0  # progress artifacts are HTTP requests: few are enough for a page that polls
@@ -153,10 +154,7 @@ class PrefectDo:
         if self._only is not None and stage.name != self._only:
             found = stage.find(self._store, spec, **inputs)
             if found is None:
-                raise InputError(
-                    f"{self._only} needs the artifact of {stage.name}, which is not in {self._store.url}; "
-                    f"run the flow {stage.name} first, or the whole pipeline."
-                )
+                raise needed_first(self._only, stage.name, self._store)
             return Built(found, cached=True, seconds=0.0)
         return stage.build(
             self._store, spec, self._runtime, force=stage.name in self._force, on_report=report, on_log=log, **inputs

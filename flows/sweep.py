@@ -90,9 +90,9 @@ def _carry_out(
     config = config.resolved(now)
     points = grid_points(config, grid)
     place = open_store(store_url or now.store)
-    planned = check(config, place, points)
+    planned = check(config, place, force, points)
     guard.protect()  # under a worker too: what the run starts ends with it
-    to_train = force or any(entry.stage == "train" and entry.state != "Cached" for entry in planned)
+    to_train = any(entry.stage == "train" and entry.state != "Cached" for entry in planned)
     at_once = trainings_at_once(config.runtime) if to_train else 1
     do = PrefectDo(place, config.runtime, force, None, frozenset(SWEEP_STAGES))
     artifacts = do.walk(lambda: wire_sweep(config, points, do, at_once))

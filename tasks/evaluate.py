@@ -38,7 +38,7 @@ class EvaluateSpec(Spec):
         description="Held-out rows the model reads three times: as it is, with the autoencoder, with zeros.",
     )  # fmt: skip
     seed: int = Field(
-        0, ge=0, title="Seed", json_schema_extra={"position": 2}, description="Seed of the bootstrap.",
+        0, ge=0, lt=2**32, title="Seed", json_schema_extra={"position": 2}, description="Seed of the bootstrap.",
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """How a run is carried out: workers, threads, devices, budgets. Never hashed: it may change between a run and its
 resumption without making anything stale (what changes bits belongs into a stage's Spec instead)."""
 
-from typing import Literal
+import re
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Runtime(BaseModel):
@@ -60,6 +61,17 @@ class Runtime(BaseModel):
         "what SAEFLOW_WANDB or WANDB_MODE says, or offline.",
         json_schema_extra={"position": 11},
     )
+
+    @model_validator(mode="after")
+    def _dashboard_is_of_a_cluster(self) -> Self:
+        if self.ray_dashboard and not re.match(r"https?://[^/:\s]", self.ray_dashboard):
+            raise ValueError(f"ray_dashboard is {self.ray_dashboard!r}, which is no URL; write it as http://head:8265")
+        if self.ray_dashboard and not self.ray_address:
+            raise ValueError(
+                f"ray_dashboard is {self.ray_dashboard!r}, but without ray_address a local Ray is started, which has "
+                "its own; give the address of that cluster too"
+            )
+        return self
 
     def device_here(self) -> Literal["cpu", "cuda"]:
         """Where a stage that works in this process computes; auto takes a GPU of this machine if there is one."""

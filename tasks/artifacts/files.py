@@ -292,6 +292,11 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, str(root).rstrip("/")
 
 
+def is_remote_fault(error: Exception) -> bool:
+    """Whether it comes from the libraries beneath object storage, whose errors are no OSError."""
+    return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp"))
+
+
 @contextlib.contextmanager
 def _said(url: str, writing: bool = False) -> Iterator[None]:
     """Turns what a backend raises into one sentence that names the store and what to do."""
@@ -313,7 +318,7 @@ def _said(url: str, writing: bool = False) -> Iterator[None]:
             raise StoreError(f"The store {url} is full; free space (saeflow gc) or choose another --store.") from error
         raise StoreError(f"The store {url} failed: {error}.") from error
     except Exception as error:
-        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+        if is_remote_fault(error):
             raise StoreError(
                 f"The store {url} cannot be used ({type(error).__name__}: {error}); check the endpoint "
                 "(AWS_ENDPOINT_URL), the network, and AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY."

@@ -165,7 +165,7 @@ def _start(runtime: Runtime) -> Cluster:
 def _attach(runtime: Runtime) -> Cluster:
     address = runtime.ray_address
     assert address is not None
-    _reach(address)
+    reach(runtime)
     import ray
 
     try:
@@ -181,18 +181,20 @@ def _attach(runtime: Runtime) -> Cluster:
     return Cluster(address, dashboard, False, *_resources(), "python", None, address)
 
 
-def _reach(address: str) -> None:
-    """Fails at once for an address where nothing listens; Ray itself would try for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # auto, local addresses: Ray looks them up
-        return
-    try:
-        socket.create_connection((host, int(port)), REACH_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(
-            f"No Ray cluster answers at runtime.ray_address {address!r} ({error}). Start one (`ray start --head`), "
-            "correct the address, or leave it empty for a local Ray."
-        ) from error
+def reach(runtime: Runtime) -> None:
+    """Fails at once for a cluster where nothing listens; Ray itself would try for a minute. Loads no Ray."""
+    for name in ("ray_address", "ray_dashboard"):
+        address = getattr(runtime, name) or ""
+        host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+        if not port.isdigit():  # auto, local addresses: Ray looks them up; a dashboard behind a proxy
+            continue
+        try:
+            socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ClusterError(
+                f"No Ray cluster answers at runtime.{name} {address!r} ({error}). Start one (`ray start --head`), "
+                "correct the address, or leave it empty for a local Ray."
+            ) from error
 
 
 def _folder() -> Path:

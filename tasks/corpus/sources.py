@@ -10,6 +10,7 @@ are .txt (a file is a document; a line `<|endoftext|>` ends one within it), .jso
 
 from __future__ import annotations
 
+import contextlib
 import json
 import lzma
 import zlib
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from tasks.artifacts.files import is_remote_fault
 from tasks.corpus.sentences import split_paragraphs, split_sentences
 from tasks.errors import InputError
 from tasks.folders import home_expanded
@@ -134,17 +136,13 @@ def _local_files(path: Path) -> tuple[Path, list[Path]]:
 def _remote_files(url: str) -> list[str]:
     import fsspec
 
-    try:
+    with _said(url):
         filesystem, path = fsspec.url_to_fs(url)
         if filesystem.isdir(path):
             found = [name for name in filesystem.find(path) if _kind(name)]
         else:
             found = filesystem.glob(path) if set("*?[") & set(path) else [path] * filesystem.exists(path)
         return sorted(filesystem.unstrip_protocol(name) for name in found)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(
-            f"corpus.path {url!r} cannot be read ({error}); check the address and the credentials."
-        ) from error
 
 
 def _remote_facts(url: str) -> dict[str, Any]:
@@ -152,13 +150,28 @@ def _remote_facts(url: str) -> dict[str, Any]:
 
     import fsspec
 
-    filesystem, path = fsspec.url_to_fs(url)
-    info = filesystem.info(path)
-    etag = next((str(info[name]) for name in ("ETag", "etag", "version_id") if info.get(name)), None)
-    if etag is None:  # nothing but the bytes tells one version from another
-        with filesystem.open(path, "rb") as file:
-            etag = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    with _said(url):
+        filesystem, path = fsspec.url_to_fs(url)
+        info = filesystem.info(path)
+        etag = next((str(info[name]) for name in ("ETag", "etag", "version_id") if info.get(name)), None)
+        if etag is None:  # nothing but the bytes tells one version from another
+            with filesystem.open(path, "rb") as file:
+                etag = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     return {"path": url, "size": info.get("size"), "etag": etag}
+
+
+@contextlib.contextmanager
+def _said(url: str) -> Iterator[None]:
+    """Turns what a file system raises into one sentence that names the address and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError | ValueError | ImportError) or is_remote_fault(error):
+            raise InputError(
+                f"corpus.path {url!r} cannot be read ({error}); check the address and the credentials "
+                "(for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)."
+            ) from error
+        raise
 
 
 def _read_lines(source: Source, as_json: bool, unit: Unit, column: str, longest: int, document: int) -> Iterator[Piece]:

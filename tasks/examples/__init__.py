@@ -87,7 +87,7 @@ class ExamplesSpec(Spec):
         description="Promoted and suppressed tokens of each latent.",
     )  # fmt: skip
     seed: int = Field(
-        0, ge=0, title="Seed", json_schema_extra={"position": 9},
+        0, ge=0, lt=2**32, title="Seed", json_schema_extra={"position": 9},
         description="Seed of the halves and the samples.",
     )  # fmt: skip
 

@@ -60,7 +60,7 @@ class LabelSpec(Spec):
         description="Version of the prompt; a changed prompt is a new version.",
     )  # fmt: skip
     seed: int = Field(
-        0, ge=0, title="Seed", json_schema_extra={"position": 7},
+        0, ge=0, lt=2**32, title="Seed", json_schema_extra={"position": 7},
         description="Seed of the draw when there are more latents than may be labelled.",
     )  # fmt: skip
 

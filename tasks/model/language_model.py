@@ -76,6 +76,7 @@ class LanguageModelSpec(Spec):
     seed: int = Field(
         0,
         ge=0,
+        lt=2**32,
         description="Decides initial weights and the order of windows.",
         title="Seed",
         json_schema_extra={"position": 9},

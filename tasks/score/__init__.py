@@ -66,7 +66,7 @@ class ScoreSpec(Spec):
         description="Version of the prompt; a changed prompt is a new version.",
     )  # fmt: skip
     seed: int = Field(
-        0, ge=0, title="Seed", json_schema_extra={"position": 7},
+        0, ge=0, lt=2**32, title="Seed", json_schema_extra={"position": 7},
         description="Seed of the bootstrap and of the order in a question.",
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def _at(position: int, default: Any, description: str, **limits: Any) -> Any:
 class TrainSpec(Spec):
     """The autoencoder, its loss and its optimizer."""
 
-    n_latents: int = _at(0, 2048, "Number of latents.", ge=1)
+    n_latents: int = _at(0, 2048, "Number of latents.", ge=1, lt=2**31)  # int32 numbers them in later stages
     k: int = _at(1, 16, "Latents kept per token, batch_topk: on average; not of relu, jumprelu and gated.", ge=1)
     normalization: Literal["none", "standardise_rows", "scale"] = _at(
         2, "none", "none: as they are; standardise_rows: each token to mean 0, deviation 1; scale: E||x|| = sqrt(d)."
@@ -72,7 +72,7 @@ class TrainSpec(Spec):
         17, None, "Tokens of silence after which a latent is dead; empty: a twentieth of all, at most 10 million.", ge=1
     )
     log_every: int | None = _at(18, None, "Steps between rows of the history; empty: 400 rows in all.", ge=1)
-    seed: int = _at(19, 0, "Seed of the first weights and of the order of the rows.", ge=0)
+    seed: int = _at(19, 0, "Seed of the first weights and of the order of the rows.", ge=0, lt=2**32)
 
     architecture: Architecture | None = _at(
         20,
