@@ -51,6 +51,7 @@ class PrefectDo:
         self._latest: PrefectFuture[Any] | None = None
         self._of = 0  # how many the window that is open has in all
         self._errors: dict[tuple[str, int | None], BaseException] = {}  # what really happened, in order
+        self._failed: str | None = None  # the first stage without shards that did: no other need go on
 
     def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Any:
         if stage.name not in self._needed:
@@ -80,6 +81,8 @@ class PrefectDo:
                 in_flight.popleft().wait()
             if stopping():
                 raise Stopped
+            if self._failed is not None:
+                self.finish()
         wait(list(in_flight))
         failures = {f"{stage} {i + 1} of {count}": error for (stage, i), error in self._errors.items() if i is not None}
         if failures:
@@ -98,7 +101,10 @@ class PrefectDo:
             raise
 
     def finish(self) -> dict[str, Artifact]:
-        """Waits for every stage and returns the artifacts; raises the first failed stage's own error."""
+        """Waits for every stage and returns the artifacts; raises the first failed stage's own error.
+
+        After the failure of a stage without shards the others end at their next report.
+        """
         wait(list(self._single.values()))
         for (stage, _), error in self._errors.items():
             if isinstance(error, SaeflowError | Stopped):
@@ -124,6 +130,7 @@ class PrefectDo:
         shown = _ProgressArtifact(stage.name) if shard is None else None
 
         def report(done: float, total: float, unit: str) -> None:
+            self._require_no_failure()
             publish(tell("progress", done=done, total=total, unit=unit))
             if shown is not None:
                 shown.show(done, total)
@@ -134,11 +141,14 @@ class PrefectDo:
 
         publish(tell("started"))
         try:
+            self._require_no_failure()
             built = self._build(stage, spec, report, log, inputs)
-        except BaseException as error:
-            self._errors[stage.name, shard] = error
+        except BaseException as raised:
+            error = self._note(stage.name, shard, raised)
             publish(tell("failed", message=str(error) or type(error).__name__))
-            raise
+            if error is raised:
+                raise
+            raise error from raised
         publish(tell("finished", built=built))
         if shard is None and not built.cached:
             _show_summary(stage.name, built)
@@ -147,6 +157,19 @@ class PrefectDo:
         get_run_logger().info(f"{built.artifact.location}")
         name = "Cached" if built.cached else "Built"
         return Completed(name=name, message=built.artifact.location, data=built.artifact)
+
+    def _note(self, stage: str, shard: int | None, error: BaseException) -> BaseException:
+        """Remembers why a stage ended, and returns what its task is to raise."""
+        if isinstance(error, Stopped) and not stopping():  # an Exception: any other is raised in the flow by Prefect
+            error = StageFailed(f"{stage} was stopped, because {self._failed} failed.")
+        self._errors[stage, shard] = error
+        if shard is None and isinstance(error, Exception):
+            self._failed = self._failed or stage
+        return error
+
+    def _require_no_failure(self) -> None:
+        if self._failed is not None:
+            raise Stopped
 
     def _build(
         self, stage: Stage, spec: Spec, report: Any, log: Callable[[str], None], inputs: dict[str, Any]

@@ -41,10 +41,6 @@ class CaptureSpec(Spec):
         8, ge=1, title="Shards", json_schema_extra={"position": 1},
         description="Pieces of the corpus, each with an artifact of its own; a killed run loses those in flight only.",
     )
-    shard: int | None = Field(
-        None, ge=0, title="Shard", json_schema_extra={"position": 7},
-        description="Which shard this is, from 0; empty in the settings of a whole pipeline, which makes them all.",
-    )
     max_tokens: int = Field(
         512, ge=2, title="Longest row", json_schema_extra={"position": 2},
         description="Tokens per row, BOS included, at most the model's context; what is longer is cut, and counted.",
@@ -76,28 +72,31 @@ class CaptureSpec(Spec):
             raise ValueError(f"the sites {list(sites)} must be at least one, and all different")
         return sites
 
+    def part(self, shard: int) -> "ShardSpec":
+        """The spec of one shard, from 0."""
+        return ShardSpec(**self.model_dump(), shard=shard)
+
+
+class ShardSpec(CaptureSpec):
+    """One of the shards: what the stage is built from. People set the whole alone, which makes all of them."""
+
+    shard: int = Field(ge=0, description="Which shard this is, from 0.")
+
     @model_validator(mode="after")
     def _shard_exists(self) -> Self:
-        if self.shard is not None and self.shard >= self.shards:
+        if self.shard >= self.shards:
             raise ValueError(f"shard is {self.shard}, but there are {self.shards} shards: 0 to {self.shards - 1}")
         return self
 
-    def part(self, shard: int) -> Self:
-        """The spec of one shard."""
-        return type(self)(**{**self.model_dump(), "shard": shard})
-
     def rows(self, corpus_rows: int) -> range:
         """The corpus rows of this shard."""
-        assert self.shard is not None
         return range(self.shard * corpus_rows // self.shards, (self.shard + 1) * corpus_rows // self.shards)
 
 
-def capture_shard(spec: CaptureSpec, out: Workspace, *, model: Artifact, corpus: Artifact) -> Summary:
+def capture_shard(spec: ShardSpec, out: Workspace, *, model: Artifact, corpus: Artifact) -> Summary:
     """Captures one shard; `spec.shard` says which."""
     from tasks.cluster import attach_or_start
 
-    if spec.shard is None:
-        raise InputError(f"capture.shard is empty: give the number of a shard, 0 to {spec.shards - 1}.")
     pool = _workers(attach_or_start(out.runtime), spec, out, model)
     return pool.stream("capture", spec, corpus, receive=lambda items: _write(items, spec, out))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from tasks.capture import CaptureSpec
+    from tasks.capture import CaptureSpec, ShardSpec
 
 PIECE_BYTES = 16 << 20  # what is sent at once; the object store holds two of them per actor
 
@@ -63,7 +63,7 @@ class CaptureWorker:
         self.model = load_model(model, device, dtype)
         self.device, self.d, self.context = device, shape.d_model, shape.context
 
-    def capture(self, spec: "CaptureSpec", corpus: Artifact) -> Iterator[Any]:
+    def capture(self, spec: "ShardSpec", corpus: Artifact) -> Iterator[Any]:
         """One shard of a corpus, as a stream."""
         import numpy as np
         import torch
@@ -96,7 +96,7 @@ class CaptureWorker:
         yield {site: total.values() for site, total in zip(spec.sites, totals, strict=True)}
 
 
-def _read(path: Path, spec: "CaptureSpec") -> tuple["np.ndarray", list[str]]:
+def _read(path: Path, spec: "ShardSpec") -> tuple["np.ndarray", list[str]]:
     """The shard's row ids and texts; only the row groups that hold them are read."""
     import numpy as np
     import pyarrow.parquet as pq

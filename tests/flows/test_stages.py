@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from pydantic import Field
 
-from flows.events import Event, listening
+from flows.events import Event, listening, stopping
 from flows.stages import PrefectDo
 from tasks.artifacts import Artifact, Spec, Stage, Store, Summary, Workspace
 from tasks.errors import InputError, ShardsFailed, StageFailed
@@ -114,6 +114,40 @@ def test_a_failed_stage_is_told_with_its_own_cause(tmp_path: Path) -> None:
 
     with pytest.raises(StageFailed, match="one failed: ZeroDivisionError: toy trouble"):
         chain()
+
+
+def test_after_a_failure_the_other_stages_stop_and_its_own_error_is_the_runs(tmp_path: Path) -> None:
+    ended_by_itself = threading.Event()
+    running = threading.Event()
+
+    def work_long(spec: ToySpec, out: Workspace) -> Summary:
+        running.set()
+        for step in range(1200):
+            out.report(step, 1201, "steps")
+            time.sleep(0.05)
+        ended_by_itself.set()
+        return write_value(spec, out)
+
+    def fail_meanwhile(spec: ToySpec, out: Workspace) -> Summary:
+        assert running.wait(30)
+        raise InputError("the corpus is empty")
+
+    store = Store(str(tmp_path))
+    long, failing = Stage("one", 1, ToySpec, work_long), Stage("two", 1, ToySpec, fail_meanwhile)
+
+    @flow
+    def chain() -> None:
+        go = do(store, window=2)
+        first, second = go(long, ToySpec()), go(failing, ToySpec())
+        go.walk(lambda: go.window(5, lambda i: go(PART, ToySpec(value=i), shard=i, one=first, two=second)))
+
+    events: list[Event] = []
+    with listening(events.append), pytest.raises(InputError, match="the corpus is empty"):
+        chain()
+    assert not ended_by_itself.is_set() and not stopping()
+    said = [(event.stage, event.message) for event in events if event.kind == "failed"]
+    assert said == [("two", "the corpus is empty"), ("one", "one was stopped, because two failed.")]
+    assert not list(store.manifests()) and not store.files.names("")
 
 
 def test_failed_shards_are_named_and_the_others_are_kept(tmp_path: Path) -> None:

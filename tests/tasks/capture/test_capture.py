@@ -22,7 +22,7 @@ from sae_core import hooks
 from sae_core.errors import SiteError
 from sae_core.statistics import Moments
 from tasks.artifacts import Artifact, Spec, Stage, Store, Workspace, open_store
-from tasks.capture import CAPTURE, KINDS, CaptureSpec
+from tasks.capture import CAPTURE, KINDS, CaptureSpec, ShardSpec
 from tasks.capture.worker import CaptureWorker
 from tasks.cluster import Cluster
 from tasks.errors import InputError
@@ -32,7 +32,7 @@ from tasks.runtime import Runtime
 WORDS = ["<s>", "<unk>", *(f"w{i}" for i in range(62))]
 TEXTS = [" ".join(WORDS[2 + (7 * row + i * i) % 62] for i in range(row % 11)) for row in range(37)]
 SITES = ("resid_post.1", "mlp_in.0")
-WHOLE = CaptureSpec(sites=SITES, shards=1, shard=0, tokens_per_batch=64)
+WHOLE = CaptureSpec(sites=SITES, shards=1, tokens_per_batch=64).part(0)
 
 
 class Empty(Spec):
@@ -87,7 +87,7 @@ Shards = Callable[..., Artifact]
 
 @pytest.fixture
 def shard(ray_cluster: Cluster, store: Store, model: Artifact, corpus: Artifact) -> Shards:
-    def build(spec: CaptureSpec = WHOLE, runtime: Runtime | None = None, **arguments: Any) -> Artifact:
+    def build(spec: ShardSpec = WHOLE, runtime: Runtime | None = None, **arguments: Any) -> Artifact:
         return CAPTURE.build(store, spec, runtime, model=model, corpus=corpus, **arguments).artifact
 
     return build
@@ -198,7 +198,7 @@ def test_rows_are_cut_at_the_limit_and_at_the_models_context(
 ) -> None:
     corpus = made(store, "corpus", lambda path: write_corpus(path, ["w1 " * 50, "w2 " * 5, "<s> w3"]))
     for limit, lengths, cut in [(4, [3, 3, 1], 2), (512, [31, 5, 1], 1)]:
-        spec = CaptureSpec(shards=1, shard=0, sites=("resid_post.1",), max_tokens=limit)
+        spec = CaptureSpec(shards=1, sites=("resid_post.1",), max_tokens=limit).part(0)
         captured = CAPTURE.build(store, spec, model=model, corpus=corpus).artifact
         assert [len(tokens) for _, tokens, _ in rows_of(captured, "resid_post.1")] == lengths
         assert captured.summary["rows_cut"] == cut
@@ -258,11 +258,13 @@ def test_shards_cover_the_corpus_in_order(shards: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sites": ("resid.1",)}, {"sites": ()}, {"sites": ("resid_pre.1",) * 2}, {"shards": 2, "shard": 2}]
+    "wrong", [{"sites": ("resid.1",)}, {"sites": ()}, {"sites": ("resid_pre.1",) * 2}, {"shards": 2, "shard": 1}]
 )
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         CaptureSpec(**wrong)
+    with pytest.raises(ValidationError, match="0 to 1"):
+        CaptureSpec(shards=2).part(2)
 
 
 def test_the_kinds_are_those_of_the_core() -> None:
@@ -275,6 +277,6 @@ def test_a_real_trained_model(ray_cluster: Cluster, store: Store, shared: Path) 
     model = MODEL.build(store, ModelSpec(path=str(shared / "models" / "stories260K"))).artifact
     texts = ["Once upon a time there was a little girl named Lily.", "She liked to play with her red ball."]
     corpus = made(store, "corpus", lambda path: write_corpus(path, texts))
-    captured = CAPTURE.build(store, CaptureSpec(shards=1, shard=0), model=model, corpus=corpus).artifact
+    captured = CAPTURE.build(store, CaptureSpec(shards=1).part(0), model=model, corpus=corpus).artifact
     assert captured.summary["tokens"] > 20
     assert json.loads(captured.path("capture.json").read_text())["bos_token_id"] == 1
