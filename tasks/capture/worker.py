@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from tasks.capture import CaptureSpec, ShardSpec
+    from tasks.capture import ShardSpec
 
 PIECE_BYTES = 16 << 20  # what is sent at once; the object store holds two of them per actor
 

@@ -22,6 +22,8 @@ from tasks.train.spec import TrainSpec
 if TYPE_CHECKING:
     from tasks.cluster import Cluster
     from tasks.train.progress import Checkpoint
+__all__ = ["TRAIN", "TrainSpec", "train", "trainings_at_once"]
+
 
 def train(spec: TrainSpec, out: Workspace, *, rows: Artifact) -> Summary:
     """Trains, or goes on, until a checkpoint of the last step is there; writes the autoencoder and its history."""

@@ -22,7 +22,8 @@ def fill(store: Store, config: PipelineConfig, points: Sequence[TrainSpec] = ())
 
     class Make:
         def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Artifact:
-            made[stage.name] = dataclasses.replace(stage, run=_write, progress=False).build(store, spec, **inputs).artifact
+            quick = dataclasses.replace(stage, run=_write, progress=False)
+            made[stage.name] = quick.build(store, spec, **inputs).artifact
             return made[stage.name]
 
         def window(self, count: int, chain: Callable[[int], Any], at_once: int | None = None) -> list[Any]:

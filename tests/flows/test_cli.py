@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from tasks.artifacts import open_store
 from tests.flows.commands import saeflow
+from tests.flows.made_runs import demo, fill
 from tests.servers.message_batches import MessageBatches
 
 HEAVY = ("prefect", "ray", "torch", "transformers", "anthropic", "datasets", "pyarrow", "wandb")
@@ -46,7 +48,21 @@ def test_plan_answers_without_loading_what_is_slow(tmp_path: Path) -> None:
         (["run", "demo", "--set", "train.k=999999"], "999999"),
         (["run", "demo", "--store", "/proc/no-store"], "/proc/no-store"),
         (["run", "demo", "--store", "nonsense://x/y"], "nonsense"),
-        (["lineage", "cafe"], "No artifact"),
+        (["run", "demo", "--store", "~nobodyx/foo"], "~nobodyx/foo"),
+        (["run", "demo", "--store", "s3://"], "names no bucket"),
+        (["run", "demo", "--only", "report"], "report needs the artifact of model"),
+        (["run", "demo", "--json", "/nowhere/x.json"], "--json /nowhere/x.json cannot be written"),
+        (["run", "demo", "--json", "/etc"], "--json /etc cannot be written"),
+        (["sweep", "demo", "--grid", "train.k=1,2", "--json", "/etc"], "--json /etc cannot be written"),
+        (["sweep", "demo", "--grid", "train.k=1,2", "--set", "capture.sites=[resid_post.3]"], "3 layers"),
+        (["plan", "demo", "--set", "capture.sites=[resid_post.99]"], "layers"),
+        (["plan", "demo", "--store", "/etc/passwd"], "/etc/passwd is no folder"),
+        (["plan", "demo", "--store", "/proc/no-store"], "/proc/no-store"),
+        (["status", "--store", "/nowhere"], "There is no store at /nowhere"),
+        (["status", "--store", "/etc/passwd"], "There is no store at /etc/passwd"),
+        (["verify", "--store", "/nowhere"], "There is no store at /nowhere"),
+        (["gc"], "There is no store"),
+        (["lineage", "train"], "There is no store"),
         (["plan", "nothing"], "demo"),
     ],
 )
@@ -95,7 +111,66 @@ def test_a_refused_claude_key_and_a_budget_too_small_are_told_at_once(
         assert not service.created()
 
 
-def test_an_empty_store_is_shown_and_needs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_ends_with_the_verdict_and_makes_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    settings = ("--set", f"corpus.path={tmp_path / 'empty.txt'}")
+    code, out, error = saeflow(capsys, "plan", "demo", *settings)
+    assert code == 1 and "will run" in out and "holds not one byte" in error
+    assert saeflow(capsys, "plan", "demo")[0] == 0
+    assert not (tmp_path / "saeflow-store").exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "nonsense"])
+def test_a_dead_prefect_server_is_told_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    code, _, error = saeflow(capsys, "run", "demo")
+    assert code == 1 and error.startswith(f"Error: No Prefect server answers at PREFECT_API_URL {url}")
+    assert f"{url} (PREFECT_API_URL) does not answer" in saeflow(capsys, "doctor")[1]
+
+
+def test_folders_of_the_environment_that_cannot_be_written_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("A text.")
+    monkeypatch.setenv("SAEFLOW_CACHE", "/etc/passwd/x")
+    for arguments in (["run", "demo"], ["plan", "demo", "--set", f"corpus.path={tmp_path / 'text.txt'}"]):
+        code, _, error = saeflow(capsys, *arguments)
+        assert code == 1 and "SAEFLOW_CACHE" in error and "/etc/passwd/x" in error
+    code, out, _ = saeflow(capsys, "doctor")
+    assert code == 1
+    bad = [line.split()[1] for line in out.splitlines() if line.startswith("bad")]
+    assert bad == ["cache", "scratch"]
+
+
+def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = saeflow(capsys, "ui", "--port", "99999999")
+    assert code == 2 and "65535" in error
+
+
+def test_a_torn_manifest_ends_no_command_that_looks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = fill(open_store(str(tmp_path / "saeflow-store")), demo())
+    folder = tmp_path / "saeflow-store" / "corpus" / made["corpus"].key
+    (folder / "manifest.json").write_text("{")
+    (folder / "attempts" / "foreign.owner").write_text("{")
+    named = f"corpus {made['corpus'].key[:12]}"
+    for command in (["status"], ["gc"], ["lineage", made["train"].digest[:12]]):
+        code, out, _ = saeflow(capsys, *command)
+        assert code == 0 and f"{named}: The manifest" in out, command
+    code, out, _ = saeflow(capsys, "verify")
+    assert code == 1 and named in out and "13 artifacts read, 1 damaged" in out
+    shards = ("--set", "capture.shards=2")
+    code, _, error = saeflow(capsys, "plan", "demo", *shards)
+    assert code == 1 and "--force" in error and "(1 errors)" not in error
+    code, out, _ = saeflow(capsys, "plan", "demo", *shards, "--force", "corpus")
+    assert code == 0 and "asked for by --force" in out
+
+
+def test_an_empty_store_is_shown_and_needs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "saeflow-store").mkdir()
+    code, _, error = saeflow(capsys, "lineage", "cafe")
+    assert code == 1 and "No artifact" in error
     assert "no artifact yet" in saeflow(capsys, "status")[1]
     assert "0 artifacts read, 0 damaged" in saeflow(capsys, "verify")[1]
     assert "Nothing to remove" in saeflow(capsys, "gc")[1]

@@ -94,6 +94,11 @@ def test_values_of_a_grid_are_read_as_those_of_set() -> None:
         ("runtime.train_workers=3", "cannot share equally"),
         ("train.architecture=relu", "train sparsity is empty"),
         ("train.prefixes=[16, 2048]", "the architecture topk does not use it"),
+        ("capture.shard=1", r"'capture\.shard' is not a setting"),
+        ("train.n_latents=99999999999999", "less than 2147483648"),
+        ("runtime.ray_dashboard=bla", "'bla', which is no URL"),
+        ("runtime.ray_dashboard=http://head:8265", "without ray_address"),
+        *((f"{key}={2**32}", "less than 4294967296") for key in settable() if key.endswith("seed")),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_with_its_value(setting: str, message: str) -> None:
@@ -115,7 +120,7 @@ def test_a_list_that_is_none_says_how_to_write_it() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'demo'"):
+    with pytest.raises(InputError, match=r"no preset 'dmeo' \(did you mean 'demo'\?\); the presets are: "):
         load_preset("dmeo")
     with pytest.raises(InputError, match="does not exist"):
         load_preset("nowhere.yaml")
@@ -132,6 +137,17 @@ def test_a_file_of_ones_own_is_a_preset(tmp_path: Path) -> None:
     file.write_text("- a list\n")
     with pytest.raises(InputError, match="mapping"):
         load_preset(str(file))
+    file.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(InputError, match="cannot be read as UTF-8 text"):
+        load_preset(str(file))
+
+
+@pytest.mark.parametrize(("text", "given"), [("train: 5", "5"), ("train:", "None"), ("train: [1]", r"\[1\]")])
+def test_a_part_of_what_is_no_mapping_cannot_be_set(tmp_path: Path, text: str, given: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(SpecError, match=f"--set train.k changes a part of train, .* gives train as {given}; write it"):
+        load_preset(str(file), ["train.k=3"])
 
 
 def test_who_labels_follows_the_key_unless_it_is_said() -> None:

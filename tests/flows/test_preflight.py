@@ -64,7 +64,7 @@ def test_the_key_is_asked_for_where_a_forced_stage_pays(store: Store) -> None:
 
 
 def test_a_stage_alone_needs_earlier_artifacts(store: Store) -> None:
-    with pytest.raises(InputError, match="train needs the artifact of model, .*--only model"):
+    with pytest.raises(InputError, match=r"train needs the artifact of model, .*--only model"):
         check(demo(), store, only="train")
     fill(store, demo())
     assert [entry.stage for entry in check(demo(), store, only="capture")] == ["model", "corpus", "capture", "capture"]

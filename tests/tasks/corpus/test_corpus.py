@@ -194,6 +194,12 @@ def test_a_path_with_nothing_is_refused_at_once(store: Store, tmp_path: Path) ->
             CORPUS.find(store, CorpusSpec(path=str(path)))
 
 
+def test_text_on_s3_without_credentials_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"'s3://x/y\.txt' cannot be read \(.*AWS_ACCESS_KEY_ID"):
+        corpus_sources.find_files("s3://x/y.txt")
+
+
 def test_limits_that_let_no_row_pass_are_refused() -> None:
     with pytest.raises(SpecError, match=r"min_characters 9 is above corpus\.max_characters 3"):
         CorpusSpec(min_characters=9, max_characters=3)
