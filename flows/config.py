@@ -207,8 +207,8 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
         inner = values.setdefault(group, {})
         if not isinstance(inner, dict):
             raise SpecError(
-                f"The setting {key} changes a part of {group}, but the configuration gives {group} as {inner!r:.60}; write "
-                f"it there as a mapping, such as `{group}: {{{name}: ...}}`."
+                f"The setting {key} changes a part of {group}, but the configuration gives {group} as {inner!r:.60}; "
+                f"write it there as a mapping, such as `{group}: {{{name}: ...}}`."
             )
         values = inner
     values[name] = value
