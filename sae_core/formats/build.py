@@ -72,9 +72,16 @@ def selects_rows(sae: SAE) -> bool:
 
 
 def write_files(folder: Path, config: dict[str, Any], weights: str, tensors: dict[str, Tensor]) -> None:
-    """Writes cfg.json and the float32 tensors under that name; equal autoencoders give equal bytes."""
+    """Writes cfg.json and the float32 tensors under that name; equal autoencoders give equal bytes.
+
+    Raises FormatError, before anything is written, for values that are not finite.
+    """
+    plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if not torch.isfinite(tensor).all():
+            raise FormatError(f"{name} holds values that are not finite, so it was not written; train it again.")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}, folder / weights)
+    save_file(plain, folder / weights)
     (folder / "cfg.json").write_text(json.dumps(config, sort_keys=True, indent=1) + "\n")
 
 

@@ -5,6 +5,7 @@ because SAELens multiplies from the right. Two settings are folded into the weig
 (codes are selected and given in units of unit decoder directions) when reading, our data set's scale when writing.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def read(source: Source, given: Given) -> tuple[SAE, dict[str, Any]]:
     Raises FormatError for an older layout, another architecture, and normalisations that we do not have.
     """
     config, metadata = source.config, source.config.get("metadata")
-    version = (metadata.get("sae_lens_version") if isinstance(metadata, dict) else None) or "none"
-    if not isinstance(metadata, dict) or not version.partition(".")[0].isdigit() or int(version.partition(".")[0]) < 6:
+    version = metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
+    if not isinstance(metadata, dict) or not re.match(r"([6-9]|[1-9]\d+)\.", str(version)):
         raise FormatError(
-            f"The cfg.json beside {source.path} was written by SAELens {version} (metadata.sae_lens_version), but 6 or "
-            "newer is needed; load and save it with a newer SAELens first."
+            f"The cfg.json beside {source.path} says metadata.sae_lens_version = {version}, but 6 or newer is needed; "
+            "load and save it with a newer SAELens first."
         )
     theirs = config.get("architecture")
     if theirs not in ARCHITECTURES:

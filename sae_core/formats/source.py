@@ -126,11 +126,11 @@ def _from_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"code ({found[1]})" if found else "something other than tensors"
+        what = f"would run {found[1]}" if found else "holds more than tensors, or is damaged"
         raise FormatError(
-            f"{path} is a pickle that holds {what}; nothing of it was run. Ask for safetensors or a plain state dict."
+            f"{path} is a pickle that {what}; nothing of it was run. Ask for safetensors or a plain state dict."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle makes the unpickler raise whatever comes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FormatError(
             f"{path} is not a whole file of torch.save ({reason}); take it again from its source."

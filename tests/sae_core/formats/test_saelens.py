@@ -119,8 +119,8 @@ def test_batch_topk_and_matryoshka_become_jumprelu_with_their_threshold(tmp_path
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"metadata": {"sae_lens_version": "5.11.0"}}, r"SAELens 5.11.0 \(metadata"),
-        ({"metadata": {}}, "SAELens none"),
+        ({"metadata": {"sae_lens_version": "5.11.0"}}, "sae_lens_version = 5.11.0, but 6"),
+        ({"metadata": {}}, "sae_lens_version = None"),
         ({"architecture": "abstopk"}, "architecture abstopk, but only standard, topk"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations = layer_norm, which ours cannot"),
         ({"k": 0}, "k = 0; it must be at least 1"),
