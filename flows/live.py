@@ -25,12 +25,14 @@ COLOURS = {"Cached": "cyan", "Built": "green", "running": "yellow", "failed": "r
 class Row:
     """One stage as it stands."""
 
+    parts: str = "shards"  # what its shards are called: in a sweep, stages after the rows are run once for each point
     shards: int | None = None
     began: float | None = None
     ended: float | None = None
     done: float = 0.0
     total: float = 0.0
     unit: str = ""
+    begun: dict[int | None, float] = field(default_factory=dict)  # what share of a shard that runs is done
     built: dict[int | None, Built] = field(default_factory=dict)
     failed: bool = False
     said: float = 0.0
@@ -50,8 +52,10 @@ class Row:
         return "running" if self.began is not None else ""
 
     def progress(self) -> tuple[float, float, str]:
-        """(done, total, unit): shards for a sharded stage, else what the stage reports."""
-        return (len(self.built), self.shards, "shards") if self.shards else (self.done, self.total, self.unit)
+        """(done, total, unit): shards for a sharded stage, with the begun ones in part, else what it reports."""
+        if not self.shards:
+            return self.done, self.total, self.unit
+        return len(self.built) + round(sum(self.begun.values()), 1), self.shards, self.parts
 
     def seconds(self) -> float:
         """Seconds since it began, or that it took."""
@@ -77,7 +81,7 @@ class Board:
 
     def __init__(self, console: Console | None = None, stages: Iterable[str] = STAGES) -> None:
         self.console = console or Console()
-        self.rows = {name: Row() for name in stages}
+        self.rows = {name: Row("shards" if name in ADDITIVE else "points") for name in stages}
         self._live: Live | None = None
         self._lock = threading.Lock()
 
@@ -89,8 +93,10 @@ class Board:
                 row.began = time.monotonic()
             elif event.kind == "progress":
                 row.done, row.total, row.unit = event.done, event.total, event.unit
+                row.begun[event.shard] = min(1.0, event.done / event.total) if event.total else 0.0
             elif event.kind == "finished" and event.built is not None:
                 row.built[event.shard] = event.built
+                row.begun.pop(event.shard, None)
                 if row.complete:
                     row.ended = time.monotonic()
             elif event.kind == "failed":

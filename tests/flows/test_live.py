@@ -63,6 +63,16 @@ def test_shards_are_one_row_that_adds_up_what_adds_up(tmp_path: Path) -> None:
     assert "rows 15" in out.getvalue()
 
 
+def test_a_begun_point_counts_for_what_is_done_of_it(tmp_path: Path) -> None:
+    seen, _ = board()
+    seen(Event("started", "train", shard=0, of=3))
+    seen(Event("progress", "train", shard=0, of=3, done=50, total=100, unit="steps"))
+    seen(Event("progress", "train", shard=1, of=3, done=20, total=100, unit="steps"))
+    assert seen.rows["train"].progress() == (0.7, 3, "points")
+    seen(Event("finished", "train", shard=0, of=3, built=built(tmp_path, "train", 1)))
+    assert seen.rows["train"].progress() == (1.2, 3, "points")
+
+
 def test_the_table_shows_state_progress_and_time_left() -> None:
     seen, out = board(force_terminal=True)
     seen(Event("started", "train"))
