@@ -107,7 +107,9 @@ def train_language_model(
     training = [paragraph for i, paragraph in enumerate(paragraphs) if (i + 1) % HELD_OUT]
     validation = paragraphs[HELD_OUT - 1 :: HELD_OUT]
     with _threads(spec.threads):
+        report(0, spec.steps, "steps")  # here and below: the work before the first step takes seconds, and may be ended
         tokenizer = _train_tokenizer(training, spec)
+        report(0, spec.steps, "steps")
         train_N, validation_N = _encode(tokenizer, training), _encode(tokenizer, validation)
         if len(train_N) < 2 * spec.batch * spec.context or len(validation_N) < 2:
             raise InputError(
@@ -173,8 +175,10 @@ def _train(
     from tasks.model.bigram import baseline_bits, count_bigrams
 
     generator = torch.Generator().manual_seed(spec.seed)
+    report(0, spec.steps, "steps")
     counts_VV = count_bigrams(train_N, spec.vocabulary)
     bigram_bits = baseline_bits(counts_VV, validation_N)
+    report(0, spec.steps, "steps")
     model = _initial_model(spec, tokenizer, counts_VV, generator)
     model.train()
     optimizer = torch.optim.AdamW(
