@@ -85,7 +85,7 @@ def plan(
     store: StoreUrl = None,
     force: Force = None,
 ) -> None:
-    """Say what a run (with --grid: a sweep) would do and what it would need, without running anything."""
+    """Say what a run (with --grid: a sweep) would do and need, and why it would be refused; runs nothing."""
     from flows.config import grid_points, load_preset
     from flows.dag import STAGES, SWEEP_STAGES
     from flows.planner import plan as make_plan

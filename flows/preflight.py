@@ -29,6 +29,11 @@ def check(
 
     `points` are those of a sweep. Returns the plan that it was judged by; with `only`, of what that stage needs.
     """
+    if only is not None and force - {only}:
+        raise InputError(
+            f"{only} is to be built alone, so {', '.join(sorted(force - {only}))} cannot be made again; leave out "
+            "--force, or --only."
+        )
     planned = plan(config, store, force, points, only)
     judge(config, store, planned, points, only)
     to_do = _to_do(planned, only)
@@ -54,7 +59,7 @@ def judge(
     if not to_do:
         return
     store.check()
-    _check_folders()
+    check_folders()
     if "capture" in to_do:
         _check_layers(config)
     _check_text(config, planned)
@@ -76,7 +81,8 @@ def _to_do(planned: list[Planned], only: str | None) -> set[str]:
     return {entry.stage for entry in planned if entry.state != "Cached" and only in (None, entry.stage)}
 
 
-def _check_folders() -> None:
+def check_folders() -> None:
+    """Raises InputError where a folder that the environment names cannot be written."""
     now = settings()
     for name, folder in (("SAEFLOW_CACHE", now.cache), ("SAEFLOW_SCRATCH", now.scratch)):
         reason = why_not_writable(folder)

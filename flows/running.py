@@ -119,8 +119,8 @@ def _follow(
 
 def _require_writable(json_file: Path) -> None:
     """Tries the file now: it is written at the very end, where it may be the error of a long run that is to be told."""
-    there = json_file.exists()
     try:
+        there = json_file.exists()
         json_file.open("a").close()
         if not there:
             json_file.unlink()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.preflight import check_folders
 from flows.server import (
     end,
     find_server,
@@ -31,6 +32,7 @@ POOL = "saeflow"
 def serve(port: int, browser: bool, store_url: str) -> None:
     """Starts everything, says where it is, and waits for Ctrl-C (or SIGTERM)."""
     console, now = Console(), settings()
+    check_folders()
     guard.sweep()
     if find_server(now) is not None:
         raise InputError(f"A Prefect server runs already at {find_server(now)}; `saeflow run` reports to it.")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.artifacts.faults import said
 from tasks.errors import StoreError
 from tasks.folders import home_expanded, nearest_existing, why_not_writable
 
@@ -142,7 +143,7 @@ class LocalFiles:
     def _temporary(self, path: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         target = self.root / path
         temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-        with _said(self.url):
+        with said(self.url):
             _make_folder(target.parent)
             try:
                 temporary.write_bytes(data)
@@ -158,14 +159,14 @@ class RemoteFiles:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        with _said(self.url):
+        with said(self.url):
             self.fs, self.root = _filesystem(self.url)
         # s3fs asks for the size before it reads in parallel pieces: one request more for each small file.
         self._small = {"max_concurrency": 1} if self.url.startswith(S3) else {}
         self._bucket_seen = False
 
     def read(self, path: str) -> bytes | None:
-        with _said(self.url):
+        with said(self.url):
             try:
                 return bytes(self.fs.cat_file(self._at(path), **self._small))
             except FileNotFoundError:
@@ -173,11 +174,11 @@ class RemoteFiles:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        with _said(self.url, writing=True):
+        with said(self.url, writing=True):
             self.fs.pipe_file(self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _said(self.url, writing=True):
+        with said(self.url, writing=True):
             if self.fs.exists(self._at(path)):
                 return False
             try:
@@ -191,7 +192,7 @@ class RemoteFiles:
             return True
 
     def keep(self, source: Path, path: str) -> None:
-        with _said(self.url, writing=True):
+        with said(self.url, writing=True):
             self.fs.put_file(str(source), self._at(path))
             stored = self.fs.info(self._at(path))["size"]
         if stored != source.stat().st_size:
@@ -201,16 +202,16 @@ class RemoteFiles:
             )
 
     def download(self, path: str, target: Path) -> None:
-        with _said(self.url):
+        with said(self.url):
             self.fs.get_file(self._at(path), str(target))
 
     def names(self, folder: str) -> list[str]:
-        with _said(self.url):
+        with said(self.url):
             base = self._at(folder)
             return sorted(str(name)[len(base) + 1 :] for name in self.fs.find(base) if len(str(name)) > len(base))
 
     def folders(self, folder: str) -> list[str]:
-        with _said(self.url):
+        with said(self.url):
             try:
                 entries = self.fs.ls(self._at(folder), detail=True)
             except FileNotFoundError:
@@ -219,7 +220,7 @@ class RemoteFiles:
         return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
 
     def remove(self, path: str) -> None:
-        with _said(self.url), contextlib.suppress(FileNotFoundError):
+        with said(self.url), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self._at(path), recursive=True)
 
     def unfinished(self) -> list[str]:
@@ -232,7 +233,7 @@ class RemoteFiles:
         return None
 
     def exists(self) -> bool:
-        with _said(self.url):
+        with said(self.url):
             return bool(self.fs.exists(self.root))
 
     def check(self) -> None:
@@ -290,39 +291,3 @@ def _filesystem(url: str) -> tuple[Any, str]:
         options["config_kwargs"] = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3}}
     fs, root = fsspec.core.url_to_fs(url, **options)
     return fs, str(root).rstrip("/")
-
-
-def is_remote_fault(error: Exception) -> bool:
-    """Whether it comes from the libraries beneath object storage, whose errors are no OSError."""
-    return type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp"))
-
-
-@contextlib.contextmanager
-def _said(url: str, writing: bool = False) -> Iterator[None]:
-    """Turns what a backend raises into one sentence that names the store and what to do."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        if not writing:
-            raise
-        raise StoreError(f"The store {url} does not exist ({error}); create the bucket, or check --store.") from error
-    except PermissionError as error:
-        raise StoreError(
-            f"The store {url} refuses access ({error}); check the permissions of the folder or bucket, and for S3 "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"The store {url} is full; free space (saeflow gc) or choose another --store.") from error
-        raise StoreError(f"The store {url} failed: {error}.") from error
-    except Exception as error:
-        if is_remote_fault(error):
-            raise StoreError(
-                f"The store {url} cannot be used ({type(error).__name__}: {error}); check the endpoint "
-                "(AWS_ENDPOINT_URL), the network, and AWS_ACCESS_KEY_ID / AWS_SECRET_ACCESS_KEY."
-            ) from error
-        if isinstance(error, ImportError | ValueError):
-            raise StoreError(f"The store URL {url!r} is not usable: {error}. Give a folder or s3://bucket.") from error
-        raise

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tasks.artifacts.files import is_remote_fault
+from tasks.artifacts.faults import is_remote_fault
 from tasks.corpus.sentences import split_paragraphs, split_sentences
 from tasks.errors import InputError
 from tasks.folders import home_expanded

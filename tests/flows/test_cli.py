@@ -133,9 +133,10 @@ def test_a_dead_prefect_server_is_told_at_once(
 def test_folders_of_the_environment_that_cannot_be_written_are_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "text.txt").write_text("A text.")
+    text = tmp_path / "text.txt"
+    text.write_text("A text.")
     monkeypatch.setenv("SAEFLOW_CACHE", "/etc/passwd/x")
-    for arguments in (["run", "demo"], ["plan", "demo", "--set", f"corpus.path={tmp_path / 'text.txt'}"]):
+    for arguments in (["run", "demo"], ["ui", "--no-browser"], ["plan", "demo", "--set", f"corpus.path={text}"]):
         code, _, error = saeflow(capsys, *arguments)
         assert code == 1 and "SAEFLOW_CACHE" in error and "/etc/passwd/x" in error
     code, out, _ = saeflow(capsys, "doctor")

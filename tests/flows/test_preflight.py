@@ -9,7 +9,8 @@ from flows.planner import plan
 from flows.preflight import check, judge
 from tasks.artifacts import Store, open_store
 from tasks.artifacts.files import LocalFiles
-from tasks.errors import ClusterError, InputError, StoreError
+from tasks.artifacts.store import manifest_path
+from tasks.errors import ArtifactError, ClusterError, InputError, StoreError
 from tests.flows.made_runs import demo, fill
 
 PAID = ("labeller=claude", "label.labeller=claude", "score.scorer=claude")
@@ -61,6 +62,16 @@ def test_the_key_is_asked_for_where_a_forced_stage_pays(store: Store) -> None:
     check(config, store)
     with pytest.raises(InputError, match="ANTHROPIC_API_KEY"):
         check(config, store, frozenset({"label"}))
+
+
+def test_force_is_the_remedy_that_the_error_names(store: Store) -> None:
+    made = fill(store, demo())
+    store.files.write(manifest_path("corpus", made["corpus"].key), b"torn")
+    with pytest.raises(ArtifactError, match="--force"):
+        check(demo(), store)
+    check(demo(), store, frozenset({"corpus"}))
+    with pytest.raises(InputError, match="model is to be built alone, so corpus, train cannot be made again"):
+        check(demo(), store, frozenset({"corpus", "train", "model"}), only="model")
 
 
 def test_a_stage_alone_needs_earlier_artifacts(store: Store) -> None:
