@@ -92,9 +92,17 @@ def test_a_wrong_s3_key_is_told_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, s3_url: str
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    code, out, error = saeflow(capsys, "run", "demo", "--store", s3_url)
-    assert code == 1 and "AWS_SECRET_ACCESS_KEY" in error
-    assert "planted-secret" not in out + error
+    for arguments in (["run", "demo"], ["plan", "demo"], ["status"]):
+        code, out, error = saeflow(capsys, *arguments, "--store", s3_url)
+        assert code == 1 and "AWS_SECRET_ACCESS_KEY" in error, arguments
+        assert "planted-secret" not in out + error
+
+
+@pytest.mark.s3
+def test_a_bucket_that_holds_nothing_is_no_store_to_look_at(capsys: pytest.CaptureFixture[str], s3_url: str) -> None:
+    code, _, error = saeflow(capsys, "verify", "--store", s3_url)
+    assert code == 1 and f"There is no store at {s3_url}" in error
+    assert saeflow(capsys, "plan", "demo", "--store", s3_url)[0] == 0
 
 
 def test_a_refused_claude_key_and_a_budget_too_small_are_told_at_once(

@@ -57,7 +57,7 @@ def test_space_is_needed_for_what_is_not_stored(store: Store) -> None:
 
 
 def test_a_sweep_trains_all_points_and_pays_for_none(store: Store) -> None:
-    config = demo("train.steps=10", "labeller=claude", "label.labeller=claude", "score.scorer=claude")
+    config = demo("train.steps=10", "labeller=claude")
     points = grid_points(config, ["train.n_latents=1024,4096"])
     found = estimate(config, plan(config, store, points=points), points)
     assert found.training_flop == sum(12 * 1024 * 10 * n * 128 for n in (1024, 4096))

@@ -13,7 +13,7 @@ from tasks.artifacts.store import manifest_path
 from tasks.errors import ArtifactError, ClusterError, InputError, StoreError
 from tests.flows.made_runs import demo, fill
 
-PAID = ("labeller=claude", "label.labeller=claude", "score.scorer=claude")
+PAID = ("labeller=claude",)
 CAPPED = (*PAID, "runtime.budget_dollars=0.01")
 
 

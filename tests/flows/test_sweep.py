@@ -15,7 +15,7 @@ from tests.flows.made_runs import demo, fill
 
 
 def test_points_are_all_combinations_the_last_axis_fastest() -> None:
-    points = grid_points(demo("train.epochs=3"), ["train.k=4,8", "train.lr=1e-3,auto,2.5e-3".replace("auto", "null")])
+    points = grid_points(demo("train.epochs=3"), ["train.k=4,8", "train.lr=1e-3,null,2.5e-3"])
     assert [(point.k, point.lr) for point in points] == [
         (4, 0.001), (4, None), (4, 0.0025), (8, 0.001), (8, None), (8, 0.0025),
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_the_check_of_a_sweep_is_that_of_a_run(tmp_path: Path) -> None:
     config = demo("capture.sites=[resid_post.3]", "preprocess.site=resid_post.3")
     with pytest.raises(InputError, match="3 layers"):
         check(config, store, points=grid_points(config, ["train.k=4,8"]))
-    config = demo("labeller=claude", "label.labeller=claude", "runtime.budget_dollars=0")  # a sweep labels nothing
+    config = demo("labeller=claude", "runtime.budget_dollars=0")  # a sweep labels nothing
     check(config, store, points=grid_points(config, ["train.k=4,8"]))
 
 

@@ -35,8 +35,10 @@ def objects(swift, url) -> dict[str, int]:
 
 def test_a_store_on_s3_ends_with_the_same_digests_as_one_on_disk(s3_url, swift, calm):
     store = open_store(s3_url)
+    assert not store.files.exists()
     built = build_all(store)
     assert digests(built) == calm
+    assert store.files.exists()
     assert FILL.build(store, FillSpec()).cached
     assert built[0].path("folder/small.txt").read_text() == "3000 bytes"
     assert [faults for _, faults in damaged(store)] == [[], []]
