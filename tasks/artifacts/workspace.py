@@ -72,20 +72,8 @@ class Progress:
 
     @property
     def url(self) -> str:
-        """URL (or local path) of the folder, from which another process builds its own file system."""
+        """URL (or local path) of the folder, from which another process opens its own `Files`."""
         return f"{self._files.url}/{self._folder}"
-
-    @property
-    def filesystem(self) -> Any:
-        """An fsspec file system that sees the folder."""
-        import fsspec
-
-        return getattr(self._files, "fs", None) or fsspec.filesystem("file")
-
-    @property
-    def root(self) -> str:
-        """The folder's path in `filesystem`."""
-        return f"{getattr(self._files, 'root', '')}/{self._folder}"
 
 
 @dataclass

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tasks.artifacts import open_store
+from tasks.artifacts.files import open_files
 from tasks.artifacts.maintenance import damaged, garbage
 from tasks.errors import ArtifactError, StoreError
 from tests.tasks.artifacts.toys import CHILDREN, FILL, STEPS, FillSpec, StepsSpec, build_all, child
@@ -244,15 +245,14 @@ def test_secrets_enter_no_artifact_and_no_pickle(s3_url, swift):
         assert swift.secret.encode() not in client.get_object(Bucket=bucket, Key=name)["Body"].read()
 
 
-def test_progress_can_be_read_by_another_process_through_fsspec(s3_url):
-    """Ray's storage gets the file system and the folder in it."""
+def test_progress_can_be_read_by_another_process_from_its_url(s3_url):
     from tasks.artifacts import Stage
 
     seen = {}
 
     def run(spec, out):
         out.progress.write("checkpoint/state", b"123")
-        seen["data"] = out.progress.filesystem.cat_file(f"{out.progress.root}/checkpoint/state")
+        seen["data"] = open_files(out.progress.url).read("checkpoint/state")
         return {}
 
     Stage("trains", version=1, spec=StepsSpec, run=run, progress=True).build(open_store(s3_url), StepsSpec())
