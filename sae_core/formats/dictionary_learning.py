@@ -94,7 +94,7 @@ def may_be(names: set[str]) -> list[str]:
 
 def _class(source: Source, trainer: dict[str, Any], given: Given) -> str:
     named = trainer.get("dict_class")
-    found = [named] if named is not None else may_be(set(source.weights))
+    found = [str(named)] if named is not None else may_be(set(source.weights))
     if found == list(ALIKE.values()) and given.architecture is not None:
         found = [ALIKE[given.architecture]]
     if found == list(ALIKE.values()):

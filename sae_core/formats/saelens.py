@@ -41,7 +41,7 @@ def read(source: Source, given: Given) -> tuple[SAE, dict[str, Any]]:
             f"The cfg.json beside {source.path} says metadata.sae_lens_version = {version}, but 6 or newer is needed; "
             "load and save it with a newer SAELens first."
         )
-    theirs = config.get("architecture")
+    theirs = str(config.get("architecture"))
     if theirs not in ARCHITECTURES:
         raise FormatError(
             f"{source.path} has the architecture {theirs}, but only {', '.join(ARCHITECTURES)} can be read; save a "

@@ -36,7 +36,8 @@ def read(source: Source, given: Given) -> tuple[SAE, dict[str, Any]]:
     tensors = source.take(shapes, d=d, n=n)
     W_enc, b_enc, W_dec, b_pre = (tensors[name] for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
     settings = {"k": source.integer("k"), "multi_topk": bool(config.get("multi_topk")) or None}
-    metadata = config.get("metadata") or {}
+    metadata = config.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
     if not (skip or transcode):
         return build("topk", settings, W_enc, W_dec, b_pre, b_enc=b_enc), metadata
     if not transcode:

@@ -122,6 +122,7 @@ def test_batch_topk_and_matryoshka_become_jumprelu_with_their_threshold(tmp_path
         ({"metadata": {"sae_lens_version": "5.11.0"}}, "sae_lens_version = 5.11.0, but 6"),
         ({"metadata": {}}, "sae_lens_version = None"),
         ({"architecture": "abstopk"}, "architecture abstopk, but only standard, topk"),
+        ({"architecture": ["topk"]}, r"architecture \['topk'\], but only"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations = layer_norm, which ours cannot"),
         ({"k": 0}, "k = 0; it must be at least 1"),
         ({"k": N + 1}, f"k = {N + 1} is larger than n_latents"),
