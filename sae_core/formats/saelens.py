@@ -15,7 +15,8 @@ from torch import Tensor
 from sae_core.architectures import BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, Transcoder
 from sae_core.config import Architecture
 from sae_core.errors import FormatError
-from sae_core.formats.build import build, log_threshold, selects_rows, without_scale, write_files
+from sae_core.formats.build import build, log_threshold
+from sae_core.formats.export import selects_rows, without_scale, write_files
 from sae_core.formats.given import Given
 from sae_core.formats.source import Source
 from sae_core.sae import SAE

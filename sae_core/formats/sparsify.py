@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_core.errors import FormatError
-from sae_core.formats.build import build, selects_rows, without_scale, write_files
+from sae_core.formats.build import build
+from sae_core.formats.export import selects_rows, without_scale, write_files
 from sae_core.formats.given import Given
 from sae_core.formats.source import Source
 from sae_core.sae import SAE
