@@ -5,9 +5,10 @@ BIN := .venv/bin
 CORE := .venv/.core
 TESTS := .venv/.tests
 SWIFT := .venv-swift/.swift
+PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench
+.PHONY: help install demo test check bench peers
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -28,6 +29,9 @@ check: $(TESTS)  ## lint and types
 bench: $(TESTS)  ## speed against floors measured in the same run; ARGS for example '-k train_step'
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
+peers: $(PEERS)  ## the training step beside other libraries, which are installed into .venv-peers
+	.venv-peers/bin/python -m tests.benchmarks -k d512 $(ARGS)
+
 # A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.
 $(CORE): pyproject.toml constraints.txt install.py
 	@$(PYTHON) install.py .venv constraints.txt -e .
@@ -44,4 +48,11 @@ swift:
 
 $(SWIFT): tests/servers/swift-constraints.txt install.py
 	@$(PYTHON) install.py .venv-swift tests/servers/swift-constraints.txt swift 'setuptools<80'
+	@touch $@
+
+# Other libraries bring much along that nothing of ours needs. Their torchvision is built for CUDA, and beside a CPU torch
+# it keeps transformers from loading; none of them needs it here.
+$(PEERS): pyproject.toml constraints.txt install.py
+	@$(PYTHON) install.py .venv-peers constraints.txt -e . dictionary-learning eai-sparsify sae-lens
+	@.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
