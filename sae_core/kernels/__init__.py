@@ -6,34 +6,33 @@
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from torch import distributed as dist
 
+from sae_core.kernels.reference import DenseStep
 from sae_core.kernels.step import PARAMETERS, Found, Moments, Step, StepOptions
-
-if TYPE_CHECKING:
-    from torch import distributed as dist
-
-    from sae_core.sae import TopKSAE
+from sae_core.sae import TopKSAE
 
 __all__ = ["PARAMETERS", "Found", "Moments", "Step", "StepOptions", "step_for"]
 
 
 def step_for(
-    sae: "TopKSAE", moments: Mapping[str, Moments], options: StepOptions, group: "dist.ProcessGroup | None" = None
+    sae: TopKSAE, moments: Mapping[str, Moments], options: StepOptions, group: "dist.ProcessGroup | None" = None
 ) -> Step:
     """The fastest step that this autoencoder's device and dtype allow.
 
-    `moments` names a pair for each of PARAMETERS. `group`: the ranks that share a batch; None: this one alone.
+    `moments` names a pair for each of PARAMETERS. `group`: the ranks that share a batch, all of which call this and get
+    the same; None: this one alone.
     """
-    from sae_core.kernels.reference import DenseStep
-
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
     plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
     if plain:
         from sae_core.kernels import cpu  # numba takes a second to import
 
-        if cpu.available():
+        here = torch.tensor(int(cpu.available()))
+        if group:  # ranks that exchange different things would wait for each other for ever
+            dist.all_reduce(here, op=dist.ReduceOp.MIN, group=group)
+        if here:
             return cpu.FusedStep(sae, moments, options, group)
     return DenseStep(sae, moments, options, group)

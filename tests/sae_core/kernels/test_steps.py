@@ -117,7 +117,7 @@ def test_tiles_give_the_same_codes(monkeypatch):
     assert torch.equal(a.fired_N, b.fired_N)
 
 
-def test_each_device_and_dtype_gets_its_step():
+def test_each_dtype_and_machine_gets_its_step(monkeypatch):
     def kind(sae: TopKSAE) -> type:
         moments = {name: Moments(*torch.zeros(2, *getattr(sae, name).shape)) for name in PARAMETERS}
         options = StepOptions(4, 1.0, 0.0, 1, 0.9, 0.999, 1e-8, 0.0)
@@ -126,3 +126,5 @@ def test_each_device_and_dtype_gets_its_step():
     config = SAEConfig(d_in=4, n_latents=8, k=2)
     assert kind(TopKSAE(config)) is FusedStep
     assert kind(TopKSAE(config).double()) is DenseStep
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert kind(TopKSAE(config)) is DenseStep
