@@ -27,9 +27,9 @@ check: $(TESTS)  ## lint and types
 	$(BIN)/mypy sae_core tasks flows
 
 bench: $(TESTS)  ## speed against floors measured in the same run; ARGS for example '-k train_step'
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	$(if $(wildcard $(PEERS)),.venv-peers/bin,$(BIN))/python -m tests.benchmarks $(ARGS)
 
-peers: $(PEERS)  ## other SAE libraries into .venv-peers, for the tests that compare with them
+peers: $(PEERS)  ## other SAE libraries into .venv-peers: tests compare with them, `make bench` measures them
 
 # A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.
 $(CORE): pyproject.toml constraints.txt install.py

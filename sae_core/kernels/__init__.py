@@ -6,35 +6,34 @@
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from torch import distributed as dist
 
+from sae_core.gradients import written_by_hand
+from sae_core.kernels.reference import DenseStep
 from sae_core.kernels.step import Found, Moments, Step, StepOptions
-
-if TYPE_CHECKING:
-    from torch import distributed as dist
-
-    from sae_core.sae import SAE
+from sae_core.sae import SAE
 
 __all__ = ["Found", "Moments", "Step", "StepOptions", "step_for"]
 
 
 def step_for(
-    sae: "SAE", moments: Mapping[str, Moments], options: StepOptions, group: "dist.ProcessGroup | None" = None
+    sae: SAE, moments: Mapping[str, Moments], options: StepOptions, group: "dist.ProcessGroup | None" = None
 ) -> Step:
     """The fastest step that this autoencoder's architecture, device and dtype allow.
 
-    `moments` names a pair for each of its parameters. `group`: the ranks that share a batch; None: this one alone.
+    `moments` names a pair for each of its parameters. `group`: the ranks that share a batch, all of which call this and
+    get the same; None: this one alone.
     """
-    from sae_core.gradients import written_by_hand
-    from sae_core.kernels.reference import DenseStep
-
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
     plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
     if plain and written_by_hand(sae) and options.clip_norm is None:
         from sae_core.kernels import cpu  # numba takes a second to import
 
-        if cpu.available():
+        here = torch.tensor(int(cpu.available()))
+        if group:  # ranks that exchange different things would wait for each other for ever
+            dist.all_reduce(here, op=dist.ReduceOp.MIN, group=group)
+        if here:
             return cpu.FusedStep(sae, moments, options, group)
     return DenseStep(sae, moments, options, group)

@@ -1,6 +1,6 @@
 """One training step of other libraries, each with its own defaults, against the same floor as ours.
 
-They are an extra, for which no version is pinned:  python3 install.py .venv constraints.txt -e '.[test,peers]'
+    make peers      installs them into an environment of their own, where `make bench` measures from then on
 """
 
 import itertools
@@ -25,7 +25,7 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
         try:
             step = prepared(rows, d, n, k)
         except ModuleNotFoundError as error:
-            print(f"{name:40} not measured: {error}; install the extra `peers`", flush=True)
+            print(f"{name:40} not measured: {error}; `make peers` installs it", flush=True)
             continue
         x_BD = train_step.batch(rows, d)
         yield train_step.row(name, lambda step=step, x_BD=x_BD: step(x_BD), train_step.floor(x_BD, n))

@@ -124,7 +124,7 @@ def test_tiles_give_the_same_codes(monkeypatch):
     assert torch.equal(a.fired_N, b.fired_N)
 
 
-def test_each_device_and_dtype_gets_its_step():
+def test_each_architecture_dtype_and_machine_gets_its_step(monkeypatch):
     def kind(sae: SAE) -> type:
         moments = {name: Moments(*torch.zeros(2, *tensor.shape)) for name, tensor in sae.named_parameters()}
         options = StepOptions(4, 1.0, 0.0, 1, 0.9, 0.999, 1e-8, 0.0)
@@ -134,3 +134,5 @@ def test_each_device_and_dtype_gets_its_step():
     assert kind(TopKSAE(config)) is FusedStep
     assert kind(TopKSAE(config).double()) is DenseStep
     assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="batch_topk"))) is DenseStep
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert kind(TopKSAE(config)) is DenseStep
