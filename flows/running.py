@@ -129,10 +129,15 @@ def _require_writable(json_file: Path) -> None:
 
 
 def _write_result(board: Board, json_file: Path) -> None:
+    """Writes what --json asks for; where that fails although it could be written before, the run's own error stands."""
+    own = sys.exception()
     try:
         json_file.write_text(json.dumps({"schema": 1, "stages": board.result()}, indent=1) + "\n")
-    except OSError as error:  # it could be written when the run began; the run's own error, if any, is the one to raise
-        board.console.print(f"--json {json_file} could not be written: {error.strerror}.", highlight=False)
+    except OSError as error:
+        said = f"--json {json_file} could not be written: {error.strerror}."
+        if own is None:
+            raise InputError(f"{said} The run itself is done.") from error
+        board.console.print(said, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
