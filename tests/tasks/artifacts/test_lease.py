@@ -127,8 +127,8 @@ def test_a_torn_or_foreign_lease_is_taken_over(store, quick, text):
 def test_a_driver_that_lost_its_lease_writes_no_progress(store, quick):
     def run(spec, out):
         out.progress.write("kept", b"1")
-        store.files.write(f"{out.progress.url}/{LEASE}".removeprefix(f"{store.url}/"), foreign_lease(7))
-        for _ in range(500):
+        for _ in range(500):  # again and again, for a beat of this driver may be under way at the first time
+            store.files.write(f"{out.progress.url}/{LEASE}".removeprefix(f"{store.url}/"), foreign_lease(7))
             out.progress.write("more", b"2")
             time.sleep(0.01)
 
