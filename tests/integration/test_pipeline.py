@@ -1,5 +1,6 @@
 """The whole way as a person runs it: the installed command, real Prefect, Ray and S3; killed, stopped and gone on."""
 
+import json
 import os
 import shutil
 import signal
@@ -79,6 +80,23 @@ def test_each_stage_is_a_flow_of_its_own_on_earlier_artifacts(calm: tuple[Path, 
     done = report_alone("train.k=2")
     assert done.returncode != 0
     assert "report needs the artifact of train" in done.stderr
+
+
+def test_a_sweep_trains_only_the_points_that_are_new(calm: tuple[Path, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(calm[0], store)
+    sweep = command("sweep", TINY, "--grid", "train.k=4,6", "--store", str(store), "--json", str(tmp_path / "it.json"))
+    done = subprocess.run(sweep, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = stages(tmp_path / "it.json")
+    assert list(found) == [*STAGES[: STAGES.index("examples")], "sweep"]
+    assert found["preprocess"]["state"] == "Cached"
+    assert found["train"]["shards"] == found["evaluate"]["shards"] == {"built": 1, "cached": 1}
+    page = Path(done.stdout.split("file://")[1].strip())
+    points = json.loads(page.with_name("points.json").read_text())["points"]
+    assert [point["settings"] for point in points] == [{"k": 4}, {"k": 6}]
+    assert points[0]["fvu"]["value"] > points[1]["fvu"]["value"]
+    nothing_is_left()
 
 
 def test_lineage_status_and_verify_know_the_run(calm: tuple[Path, Path]) -> None:
