@@ -118,3 +118,35 @@ def test_first_use_leaves_torchs_threads_alone_and_needs_no_place_for_a_cache(tm
     assert (run.returncode, run.stdout.split()) == (0, ["12.0", str(copy / "kernels/cpu_loops.py"), "1", "1"]), (
         run.stderr
     )
+
+
+SOME_STEPS = """
+import hashlib, torch
+from sae_core import SAEConfig, TopKSAE, Trainer, TrainerConfig
+torch.set_num_threads(1)
+sae = TopKSAE(SAEConfig(d_in=64, n_latents=256, k=8))
+with torch.no_grad():
+    sae.b_enc[:4] = 3  # they fire at every row: long sums
+trainer = Trainer(sae, TrainerConfig(batch_size=512, steps=3), variance=64.0)
+for number in range(3):
+    trainer.step(torch.randn(512, 64, generator=torch.Generator().manual_seed(number)))
+print(hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in trainer.state_dict().values())).hexdigest())
+"""
+
+
+def test_what_has_just_been_compiled_gives_the_bits_of_what_is_loaded(tmp_path):
+    copy = tmp_path / "sae_core"
+    shutil.copytree(Path(cpu_loops.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    digests = []
+    for compiled_before in (False, True):
+        assert bool(list(copy.rglob("cpu_loops.update*.nbi"))) == compiled_before
+        run = subprocess.run(
+            [sys.executable, "-c", SOME_STEPS],
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.append(run.stdout)
+    assert digests[0] == digests[1]
