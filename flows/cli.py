@@ -236,7 +236,6 @@ def _open(url: str | None) -> Any:
     return store
 
 
-
 def _stages(names: list[str], known: Iterable[str]) -> frozenset[str]:
     return frozenset(_stage(name, known) for name in names)
 

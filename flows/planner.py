@@ -11,6 +11,7 @@ from typing import Any, Literal
 from flows.config import PipelineConfig
 from flows.dag import STAGES, SWEEP_STAGES, up_to, wire, wire_sweep
 from tasks.artifacts import Manifest, Spec, Stage, Store, group_digest
+from tasks.artifacts.store import progress_folder
 from tasks.settings import settings
 from tasks.train import TrainSpec
 
@@ -66,7 +67,7 @@ class Planner:
         manifest = self.store.manifest(stage.name, key)
         if manifest is not None:
             return Planned(stage.name, "Cached", key[:12], manifest.digest, manifest, outside=outside)
-        if self.store.files.names(f"{stage.name}/{key}/progress"):
+        if self.store.files.names(progress_folder(stage.name, key)):
             return Planned(stage.name, "will run", "goes on from its saved progress", outside=outside)
         why = self._why(stage, spec.hashed(), known, outside)
         return Planned(stage.name, "will run", why, outside=outside)

@@ -42,7 +42,7 @@ def load_sae(folder: Path | str, device: torch.device | str = "cpu") -> SAE:
     """The autoencoder saved in `folder`; raises FormatError where it is missing, damaged or foreign."""
     folder = Path(folder)
     config = _config(folder)
-    weights = _weights(folder / WEIGHTS)
+    weights = read_weights(folder / WEIGHTS)
     with torch.device("meta"):
         sae = make_sae(config)
     _check(weights, {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}, folder / WEIGHTS)
@@ -77,11 +77,12 @@ def _config(folder: Path) -> SAEConfig:
         raise FormatError(f"{folder / CONFIG} holds a config that does not fit: {error}") from error
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, of any shape and dtype; raises FormatError where it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise FormatError(f"The weights {path} are missing; take the folder again from its source.") from None
+        raise FormatError(f"The weights {path} are missing; take them again from their source.") from None
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path} is not whole safetensors ({error}); take it again from its source.") from error
 

@@ -24,6 +24,8 @@ def read(source: Source, given: Given) -> tuple[SAE, dict[str, Any]]:
         raise FormatError(f"{source.path} does not say how many latents fire at each row; give k (64 as published).")
     b_pre, W_enc, b_enc, W_dec = source.take(SHAPES).values()
     d = len(b_pre)
+    if d == 1:
+        raise FormatError(f"{source.path} reads rows of width 1, which have no deviation to be divided by.")
     correction = math.sqrt(d / (d - 1))
     epsilon = EPSILON if given.epsilon is None else given.epsilon
     settings = {"k": given.k, "normalization": "standardise_rows", "epsilon": epsilon / correction}

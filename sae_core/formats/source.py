@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_core.errors import FormatError
+from sae_core.files import read_weights
 
 LAYOUTS = (("cfg.json", "sae_weights.safetensors"), ("cfg.json", "sae.safetensors"), ("config.json", "ae.pt"))
 
@@ -106,17 +105,10 @@ def _config(path: Path, needed: bool) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    weights = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+    weights = read_weights(path) if path.suffix == ".safetensors" else _from_pickle(path)
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise FormatError(f"{path} holds {type(weights).__name__}, not named tensors; save the state dict alone.")
     return weights
-
-
-def _from_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not whole safetensors ({error}); take it again from its source.") from error
 
 
 def _from_pickle(path: Path) -> Any:

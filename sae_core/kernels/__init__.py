@@ -2,7 +2,7 @@
 
     step.py         what a step is to the trainer
     reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
-    cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_loops.py, numba)
+    cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py, cpu_loops.py)
 """
 
 from collections.abc import Mapping

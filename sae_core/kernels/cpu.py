@@ -19,6 +19,8 @@ from torch import distributed as dist
 
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
+from sae_core.kernels.compiled import ROWS
+from sae_core.kernels.cpu_top_k import top_k
 from sae_core.kernels.step import Found, Moments, StepOptions
 from sae_core.sae import TopKSAE
 
@@ -71,7 +73,7 @@ class FusedStep:
         self._d_values_BK = np.empty((rows, k), np.float32)
         self._places_BK = np.empty((rows, k), np.int32)
         self._counts_B = np.empty(rows, np.int32)
-        blocks = -(-rows // loops.ROWS)
+        blocks = -(-rows // ROWS)
         self._error_RD = np.empty((blocks, d), np.float32)
         self._sums_R2 = np.empty((blocks, 2))
         self._starts_N1 = np.empty(n + 1, np.int64)
@@ -142,7 +144,7 @@ class FusedStep:
             part = slice(start, min(start + tile, self._own.stop))
             pre_TN = self._pre_TN[: part.stop - start]
             torch.mm(self._centred_BD[part], weight_DN, out=pre_TN)
-            loops.top_k(
+            top_k(
                 pre_TN.numpy(),
                 self._moving["b_enc"].weight,
                 self._width,
@@ -157,9 +159,10 @@ class FusedStep:
 
     def _exchange(self) -> None:
         """Every rank's rows and codes on every rank."""
+        world = dist.get_world_size(self._group)
         for array in (self._x_BD.numpy(), self._values_BK, self._places_BK, self._counts_B):
             whole = torch.from_numpy(array)
-            dist.all_gather_into_tensor(whole, whole[self._own].clone(), group=self._group)
+            dist.all_gather(list(whole.chunk(world)), whole[self._own].clone(), group=self._group)
         torch.sub(self._x_BD, self._sae.b_pre, out=self._centred_BD)
 
     def update(self, learning_rate: float, number: int) -> None:

@@ -1,21 +1,15 @@
-"""The loops of the CPU's training step, compiled by numba when first called and kept for later processes.
+"""The loops of the CPU's training step, apart from the selection: decoding, sorting, and gradients with their update.
 
-Everything is split into blocks whose number depends on shapes alone, so that no bit depends on the number of threads.
-What makes LLVM vectorise them: one-dimensional slices (no negative index to wrap), division as numpy does it (no branch
-for zero), sums that may be reordered. No flag lets the compiler assume that values are finite: NaN is to be seen.
-
-Numba's OpenMP threads do not survive a fork: a process that has made a step may start others only by exec or spawn.
-
-Shapes: B rows, D d_in, N n_latents, K k, C chunks of a row, P pairs (row, latent) that fired, M dead latents, R blocks.
+Shapes: B rows, D d_in, N n_latents, K k, P pairs (row, latent) that fired, M dead latents, R blocks.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-ROWS = 16  # rows of one block
+from sae_core.kernels.compiled import ROWS, compiled, part
+
 LATENT_BLOCKS = 64
 
 
@@ -40,125 +34,7 @@ class AdamW(NamedTuple):
     keep: Any  # 1 - lr x weight decay
 
 
-# No licence to reorder or to fuse: numba optimises code that it has just compiled otherwise than the same code from its
-# cache, and a training must end with the same bits on a machine's first run and on its next. `_dot` has its own lanes.
-OPTIONS = {"error_model": "numpy"}
-_part = njit(**OPTIONS)
-
-
-def _compiled(parallel: bool = False) -> Callable[[Any], Any]:
-    """A loop that Python calls, kept on the disk."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(cache=True, parallel=parallel, **OPTIONS)(function)
-        except RuntimeError:  # neither this folder nor the user's cache can be written: compiled in each process
-            return njit(parallel=parallel, **OPTIONS)(function)
-
-    return decorate
-
-
-@_part
-def _least_kept(keys: np.ndarray, k: int, more: int) -> Any:
-    """A key that at least k of `keys` reach, and at most k + more where ties allow; 1 where at most k are positive.
-
-    A positive float and its bits read as an integer have the same order; what is not positive has a key below 1.
-    """
-    top = np.int32(0)
-    positive = 0
-    for i in range(keys.shape[0]):
-        top = max(top, keys[i])
-        positive += keys[i] > 0
-    if positive <= k:
-        return np.int32(1)
-    low, high = 1, int(top) + 1  # at least k keys reach low, fewer reach high
-    while high - low > 1:
-        middle = np.int32((low + high) // 2)
-        count = 0
-        for i in range(keys.shape[0]):
-            count += keys[i] >= middle
-        if count < k:
-            high = int(middle)
-        else:
-            low = int(middle)
-            if count <= k + more:
-                break
-    return np.int32(low)
-
-
-@njit(fastmath={"reassoc", "nsz"}, **OPTIONS)  # only the sum may be reordered, which is asked whether it is finite
-def _raise_maxima(largest_C: np.ndarray, pre_C: np.ndarray, bias_C: np.ndarray) -> Any:
-    """Raises each maximum to pre + bias where that is larger; returns the sum of all, which shows any NaN."""
-    total = np.float32(0)
-    for c in range(pre_C.shape[0]):
-        value = pre_C[c] + bias_C[c]
-        total += value
-        largest_C[c] = max(largest_C[c], value)
-    return total
-
-
-@_compiled(parallel=True)
-def top_k(
-    pre_BN: np.ndarray,
-    bias_N: np.ndarray,
-    width: int,
-    values_BK: np.ndarray,
-    places_BK: np.ndarray,
-    counts_B: np.ndarray,
-) -> None:
-    """The k largest positive values of each row of pre + bias, exactly; of equal ones those with the lowest number.
-
-    Chunk c holds the places c, c + C, c + 2C, ...; k of the C maxima reach a threshold, so at least k values do, and
-    only chunks whose maximum reaches it hold any. A row that is not finite gets a NaN as its one value.
-    """
-    rows, n = pre_BN.shape
-    k = values_BK.shape[1]
-    chunks = (n + width - 1) // width
-    for block in prange((rows + ROWS - 1) // ROWS):
-        largest_C = np.empty(chunks, np.float32)
-        found = np.empty(n, np.float32)
-        found_places = np.empty(n, np.int32)
-        bound = np.empty(1, np.float32)
-        bound_key = bound.view(np.int32)
-        for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
-            pre_N, values_K, places_K = pre_BN[row], values_BK[row], places_BK[row]
-            total = np.float32(0)
-            largest_C[:] = -np.inf
-            for start in range(0, n, chunks):
-                total += _raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
-            if not np.isfinite(total):
-                values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
-                continue
-            bound_key[0] = _least_kept(largest_C.view(np.int32), k, k // 4)
-            size = 0
-            for c in range(chunks):
-                if largest_C[c] >= bound[0]:
-                    for place in range(c, n, chunks):
-                        value = pre_N[place] + bias_N[place]
-                        if value >= bound[0]:
-                            found[size], found_places[size] = value, place
-                            size += 1
-            bound_key[0] = _least_kept(found[:size].view(np.int32), k, 0)
-            count, ties = 0, 0
-            for i in range(size):
-                count += found[i] > bound[0]
-                ties += found[i] == bound[0]
-            crowded = count + ties > k
-            count = 0
-            for i in range(size):
-                if found[i] > bound[0] or (found[i] == bound[0] and not crowded):
-                    values_K[count], places_K[count] = found[i], found_places[i]
-                    count += 1
-            place = 0
-            while crowded and count < k:
-                if pre_N[place] + bias_N[place] == bound[0]:
-                    values_K[count], places_K[count] = bound[0], place
-                    count += 1
-                place += 1
-            counts_B[row] = count
-
-
-@_part
+@part
 def _add_rows(
     sum_D: np.ndarray, weights: np.ndarray, rows: np.ndarray, begin: int, end: int, table: np.ndarray
 ) -> None:
@@ -177,7 +53,7 @@ def _add_rows(
         at += 1
 
 
-@_part
+@part
 def _dot(a_D: np.ndarray, b_D: np.ndarray) -> Any:
     """Eight sums side by side, as a vector register has them, then their sum in a fixed order."""
     zero = np.float32(0)
@@ -197,7 +73,7 @@ def _dot(a_D: np.ndarray, b_D: np.ndarray) -> Any:
     return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def errors(
     x_BD: np.ndarray,
     b_pre_D: np.ndarray,
@@ -231,7 +107,7 @@ def errors(
         sums_R2[block, 0], sums_R2[block, 1] = squared_error, squared_norm
 
 
-@_compiled()
+@compiled()
 def sort_by_latent(
     values_BK: np.ndarray,
     d_values_BK: np.ndarray,
@@ -265,7 +141,7 @@ def sort_by_latent(
     starts_N1[0] = 0
 
 
-@_part
+@part
 def _adamw(weight: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, gradient: np.ndarray, adamw: AdamW) -> None:
     """Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations."""
     step_size, root, epsilon, beta1, rest1, beta2, rest2, keep = adamw
@@ -276,7 +152,7 @@ def _adamw(weight: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, grad
         weight[i] = keep * weight[i] - step_size * mean / (np.sqrt(square) * root + epsilon)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def update(
     centred_BD: np.ndarray,
     error_BD: np.ndarray,

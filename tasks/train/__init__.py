@@ -22,6 +22,7 @@ from tasks.train.spec import TrainSpec
 if TYPE_CHECKING:
     from tasks.cluster import Cluster
     from tasks.train.progress import Checkpoint
+
 __all__ = ["TRAIN", "TrainSpec", "train", "trainings_at_once"]
 
 
@@ -58,7 +59,7 @@ def trainings_at_once(runtime: Runtime) -> int:
     from tasks import cluster
 
     ray = cluster.attach_or_start(runtime)
-    if runtime.device != "cpu" and ray.gpus >= runtime.train_workers:
+    if _on_gpus(runtime, ray):
         return ray.gpus // runtime.train_workers
     return max(1, ray.cpus // (runtime.train_workers * runtime.train_threads))
 
@@ -114,9 +115,14 @@ def _resources(out: Workspace, ray: "Cluster") -> dict[str, Any]:
     return {
         # Ray tells a job's driver the address of whichever cluster it finds first on the machine (2.60: seen).
         "ray_address": ray.address if ray.embedded else None,
-        "gpu": device != "cpu" and ray.gpus >= workers,
+        "gpu": _on_gpus(out.runtime, ray),
         "cpus": 1 if ray.embedded else out.runtime.train_threads,
     }
+
+
+def _on_gpus(runtime: Runtime, ray: "Cluster") -> bool:
+    """Whether each worker of a training gets a GPU."""
+    return runtime.device != "cpu" and ray.gpus >= runtime.train_workers
 
 
 def _write(

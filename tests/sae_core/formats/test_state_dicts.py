@@ -38,3 +38,10 @@ def test_llama3_divides_by_the_corrected_standard_deviation(tmp_path, epsilon):
         read_foreign(tmp_path / "sae.pth")
     with pytest.raises(FormatError, match=f"k = {N + 1} is larger than n_latents = {N}"):
         read_foreign(tmp_path / "sae.pth", k=N + 1)
+
+
+def test_llama3_of_width_1_is_refused(tmp_path):
+    state = {"b_pre": noise(1), "encoder.weight": noise(N, 1), "encoder.bias": B_ENC, "decoder.weight": noise(1, N)}
+    torch.save(state, tmp_path / "sae.pth")
+    with pytest.raises(FormatError, match="rows of width 1, which have no deviation"):
+        read_foreign(tmp_path / "sae.pth", k=K)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_core.kernels import cpu, cpu_loops
+from sae_core.kernels import cpu, cpu_loops, cpu_top_k
 
 FLOAT = st.floats(-4, 4, width=32)
 FEW = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0])  # many ties
@@ -23,7 +23,7 @@ def top_k(pre_BN: np.ndarray, bias_N: np.ndarray, k: int, width: int) -> list[di
     rows = len(pre_BN)
     values, places = np.full((rows, k), np.nan, np.float32), np.full((rows, k), -1, np.int32)
     counts = np.zeros(rows, np.int32)
-    cpu_loops.top_k(pre_BN, bias_N, width, values, places, counts)
+    cpu_top_k.top_k(pre_BN, bias_N, width, values, places, counts)
     found = [
         dict(zip(places[row, :count].tolist(), values[row, :count].tolist(), strict=True))
         for row, count in enumerate(counts)

@@ -17,18 +17,17 @@ from typing import Any
 
 import anthropic
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks.artifacts import Workspace
 from tasks.claude import Answers, run_batches
 from tasks.claude import requests as claude_requests
-from tasks.claude.prices import PRICES, PRICES_AS_OF, Usage, bill_dollars, estimate_dollars, price
-from tasks.claude.requests import NAME, Request, check_requests, estimate, judge, split
+from tasks.claude.prices import PRICES_AS_OF
+from tasks.claude.requests import Request, estimate
 from tasks.claude.service import Patience, Service
 from tasks.errors import InputError, ServiceError
 from tasks.runtime import Runtime
-from tests.servers.message_batches import CUSTOM_ID, MessageBatches
+from tests.servers.message_batches import MessageBatches
+from tests.tasks.claude.made_requests import params, requests
 
 KEY = "5ae" * 21 + "0"
 FAST = Patience(first_poll=0.01, longest_poll=0.02, unreachable=20.0, outage=20.0, settle=0.02)
@@ -70,16 +69,6 @@ class FolderProgress:
     def names(self, prefix: str = "") -> list[str]:
         files = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
         return sorted(name for name in files if name.startswith(prefix))
-
-
-def params(text: str, **more: Any) -> dict[str, Any]:
-    schema = {"type": "object", "properties": {"common_semantic": {"type": "string"}}}
-    asked = {"model": "claude-haiku-4-5", "max_tokens": 100, "messages": [{"role": "user", "content": text}]}
-    return {**asked, "output_config": {"format": {"type": "json_schema", "schema": schema}}, **more}
-
-
-def requests(count: int) -> list[Request]:
-    return [Request(f"{i}", params(f"the <<word{i}>> here")) for i in range(count)]
 
 
 def parse(text: str) -> str:
@@ -409,45 +398,3 @@ def test_what_the_service_would_refuse_is_refused_before(tmp_path: Path, bad: Re
         with pytest.raises(InputError, match=said):
             run(tmp_path, service.url, [Request("b", params("x")), bad])
         assert service.calls == []
-
-
-@given(st.text(max_size=40))
-def test_a_name_is_accepted_exactly_when_the_custom_id_made_of_it_is_valid(name: str) -> None:
-    custom_id = f"{KEY[:24]}-2-{name}"
-    valid = bool(name) and len(name) <= 32 and bool(CUSTOM_ID.fullmatch(custom_id))
-    assert bool(NAME.fullmatch(name)) == valid
-
-
-@given(st.lists(st.integers(0, 400), max_size=30), st.integers(1, 5), st.integers(1600, 3000))
-def test_split_keeps_order_and_limits(sizes: list[int], most: int, room: int) -> None:
-    asked = [Request(f"{i}", {"text": "x" * size}) for i, size in enumerate(sizes)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(claude_requests, "MOST_REQUESTS", most)
-        patch.setattr(claude_requests, "MOST_BYTES", room)
-        groups = split(asked)
-    assert [request for group in groups for request in group] == asked
-    for group in groups:
-        assert 0 < len(group) <= most
-        body = [{"custom_id": "c" * 64, "params": request.params} for request in group]
-        assert len(group) == 1 or len(json.dumps({"requests": body})) <= room
-
-
-def test_prices_are_for_batches_half_and_unknown_models_count_as_the_dearest() -> None:
-    assert estimate_dollars("claude-haiku-4-5", 1_000_000, 1_000_000) == pytest.approx(3.0)
-    assert estimate_dollars("claude-haiku-4-5", 1_000_000, 1_000_000, batch=False) == pytest.approx(6.0)
-    assert price("claude-haiku-4-5-20251001") == PRICES["claude-haiku-4-5"]
-    assert price("claude-next") == max(PRICES.values())
-    assert bill_dollars("claude-haiku-4-5", Usage(0, 1_000_000, 1_000_000, 0), batch=False) == pytest.approx(2.1)
-
-
-def test_an_estimate_is_an_upper_bound_of_the_bill() -> None:
-    asked = requests(1)[0]
-    check_requests([asked])
-    most = Usage(input_tokens=asked.size // 4, output_tokens=asked.params["max_tokens"])
-    assert bill_dollars("claude-haiku-4-5", most) <= estimate([asked])
-
-
-def test_an_answer_of_several_blocks_is_read_whole() -> None:
-    blocks = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": '{"a":'}, {"type": "text", "text": "1}"}]
-    line = {"type": "succeeded", "message": {"stop_reason": "end_turn", "content": blocks}}
-    assert judge(line, json.loads).value == {"a": 1}

@@ -1,0 +1,111 @@
+"""The exact selection of the CPU's training step: the k largest of each row, in one pass over it.
+
+Shapes: B rows, N n_latents, K k, C chunks of a row.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from sae_core.kernels.compiled import OPTIONS, ROWS, compiled, part
+
+
+@part
+def _least_kept(keys: np.ndarray, k: int, more: int) -> Any:
+    """A key that at least k of `keys` reach, and at most k + more where ties allow; 1 where at most k are positive.
+
+    A positive float and its bits read as an integer have the same order; what is not positive has a key below 1.
+    """
+    top = np.int32(0)
+    positive = 0
+    for i in range(keys.shape[0]):
+        top = max(top, keys[i])
+        positive += keys[i] > 0
+    if positive <= k:
+        return np.int32(1)
+    low, high = 1, int(top) + 1  # at least k keys reach low, fewer reach high
+    while high - low > 1:
+        middle = np.int32((low + high) // 2)
+        count = 0
+        for i in range(keys.shape[0]):
+            count += keys[i] >= middle
+        if count < k:
+            high = int(middle)
+        else:
+            low = int(middle)
+            if count <= k + more:
+                break
+    return np.int32(low)
+
+
+@njit(fastmath={"reassoc", "nsz"}, **OPTIONS)  # only the sum may be reordered, which is asked whether it is finite
+def _raise_maxima(largest_C: np.ndarray, pre_C: np.ndarray, bias_C: np.ndarray) -> Any:
+    """Raises each maximum to pre + bias where that is larger; returns the sum of all, which shows any NaN."""
+    total = np.float32(0)
+    for c in range(pre_C.shape[0]):
+        value = pre_C[c] + bias_C[c]
+        total += value
+        largest_C[c] = max(largest_C[c], value)
+    return total
+
+
+@compiled(parallel=True)
+def top_k(
+    pre_BN: np.ndarray,
+    bias_N: np.ndarray,
+    width: int,
+    values_BK: np.ndarray,
+    places_BK: np.ndarray,
+    counts_B: np.ndarray,
+) -> None:
+    """The k largest positive values of each row of pre + bias, exactly; of equal ones those with the lowest number.
+
+    Chunk c holds the places c, c + C, c + 2C, ...; k of the C maxima reach a threshold, so at least k values do, and
+    only chunks whose maximum reaches it hold any. A row that is not finite gets a NaN as its one value.
+    """
+    rows, n = pre_BN.shape
+    k = values_BK.shape[1]
+    chunks = (n + width - 1) // width
+    for block in prange((rows + ROWS - 1) // ROWS):
+        largest_C = np.empty(chunks, np.float32)
+        found = np.empty(n, np.float32)
+        found_places = np.empty(n, np.int32)
+        bound = np.empty(1, np.float32)
+        bound_key = bound.view(np.int32)
+        for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
+            pre_N, values_K, places_K = pre_BN[row], values_BK[row], places_BK[row]
+            total = np.float32(0)
+            largest_C[:] = -np.inf
+            for start in range(0, n, chunks):
+                total += _raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
+            if not np.isfinite(total):
+                values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
+                continue
+            bound_key[0] = _least_kept(largest_C.view(np.int32), k, k // 4)
+            size = 0
+            for c in range(chunks):
+                if largest_C[c] >= bound[0]:
+                    for place in range(c, n, chunks):
+                        value = pre_N[place] + bias_N[place]
+                        if value >= bound[0]:
+                            found[size], found_places[size] = value, place
+                            size += 1
+            bound_key[0] = _least_kept(found[:size].view(np.int32), k, 0)
+            count, ties = 0, 0
+            for i in range(size):
+                count += found[i] > bound[0]
+                ties += found[i] == bound[0]
+            crowded = count + ties > k
+            count = 0
+            for i in range(size):
+                if found[i] > bound[0] or (found[i] == bound[0] and not crowded):
+                    values_K[count], places_K[count] = found[i], found_places[i]
+                    count += 1
+            place = 0
+            while crowded and count < k:
+                if pre_N[place] + bias_N[place] == bound[0]:
+                    values_K[count], places_K[count] = bound[0], place
+                    count += 1
+                place += 1
+            counts_B[row] = count
