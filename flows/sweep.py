@@ -8,7 +8,7 @@
 As many train at once as the cluster holds; points that were trained before are Cached.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from prefect import flow, runtime
 from prefect.artifacts import create_link_artifact
@@ -31,6 +31,7 @@ from tasks.train import TrainSpec, trainings_at_once
 
 PARTS = ("name", "model", "corpus", "capture", "archive", "preprocess", "train", "evaluate", "runtime")
 StageName = Literal["model", "corpus", "capture", "archive", "preprocess", "train", "evaluate", "sweep"]
+assert get_args(StageName) == tuple(SWEEP_STAGES), "the form's drop-down must list the stages"
 
 
 def _run_name() -> str:
