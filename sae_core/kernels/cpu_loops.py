@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from sae_core.kernels.compiled import ROWS, compiled, part
+from sae_core.kernels.compiled import ROWS, compiled, dot, fma, part
 
 LATENT_BLOCKS = 64
 
@@ -44,33 +44,13 @@ def _add_rows(
         a_D, b_D, c_D, d_D = table[rows[at]], table[rows[at + 1]], table[rows[at + 2]], table[rows[at + 3]]
         a, b, c, d = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
         for i in range(sum_D.shape[0]):
-            sum_D[i] += (a * a_D[i] + b * b_D[i]) + (c * c_D[i] + d * d_D[i])
+            sum_D[i] = fma(a, a_D[i], fma(b, b_D[i], fma(c, c_D[i], fma(d, d_D[i], sum_D[i]))))
         at += 4
     while at < end:
         a_D, a = table[rows[at]], weights[at]
         for i in range(sum_D.shape[0]):
-            sum_D[i] += a * a_D[i]
+            sum_D[i] = fma(a, a_D[i], sum_D[i])
         at += 1
-
-
-@part
-def _dot(a_D: np.ndarray, b_D: np.ndarray) -> Any:
-    """Eight sums side by side, as a vector register has them, then their sum in a fixed order."""
-    zero = np.float32(0)
-    s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
-    whole = a_D.shape[0] // 8 * 8
-    for i in range(0, whole, 8):
-        s0 += a_D[i] * b_D[i]
-        s1 += a_D[i + 1] * b_D[i + 1]
-        s2 += a_D[i + 2] * b_D[i + 2]
-        s3 += a_D[i + 3] * b_D[i + 3]
-        s4 += a_D[i + 4] * b_D[i + 4]
-        s5 += a_D[i + 5] * b_D[i + 5]
-        s6 += a_D[i + 6] * b_D[i + 6]
-        s7 += a_D[i + 7] * b_D[i + 7]
-    for i in range(whole, a_D.shape[0]):
-        s0 += a_D[i] * b_D[i]
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
 @compiled(parallel=True)
@@ -100,10 +80,10 @@ def errors(
             for i in range(error_D.shape[0]):
                 error_D[i] -= x_D[i]
                 sum_D[i] += error_D[i]
-            squared_error += _dot(error_D, error_D)
-            squared_norm += _dot(x_D, x_D)
+            squared_error += dot(error_D, error_D)
+            squared_norm += dot(x_D, x_D)
             for j in range(counts_B[row]):
-                d_values_BK[row, j] = _dot(W_dec[places_K[j]], error_D)
+                d_values_BK[row, j] = dot(W_dec[places_K[j]], error_D)
         sums_R2[block, 0], sums_R2[block, 1] = squared_error, squared_norm
 
 
@@ -146,10 +126,10 @@ def _adamw(weight: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, grad
     """Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations."""
     step_size, root, epsilon, beta1, rest1, beta2, rest2, keep = adamw
     for i in range(weight.shape[0]):
-        mean = beta1 * exp_avg[i] + rest1 * gradient[i]
-        square = beta2 * exp_avg_sq[i] + rest2 * gradient[i] * gradient[i]
+        mean = fma(beta1, exp_avg[i], rest1 * gradient[i])
+        square = fma(beta2, exp_avg_sq[i], rest2 * gradient[i] * gradient[i])
         exp_avg[i], exp_avg_sq[i] = mean, square
-        weight[i] = keep * weight[i] - step_size * mean / (np.sqrt(square) * root + epsilon)
+        weight[i] = fma(keep, weight[i], -step_size * mean / fma(np.sqrt(square), root, epsilon))
 
 
 @compiled(parallel=True)
@@ -197,7 +177,7 @@ def update(
             gradient_N[latent] = gradient
             if gradient != 0:
                 for i in range(d):
-                    sum_D[i] += gradient * row_D[i]  # of the row as it was
+                    sum_D[i] = fma(gradient, row_D[i], sum_D[i])  # of the row as it was
             _add_rows(gradient_D, d_values_P, rows_P, begin, end, centred_BD)
             _adamw(row_D, enc_avg[latent], enc_sq[latent], gradient_D, adamw)
 
@@ -206,11 +186,11 @@ def update(
             if place >= 0:
                 gradient_D[:] = dead_W_dec_MD[place]
             _add_rows(gradient_D, values_P, rows_P, begin, end, error_BD)
-            along = _dot(gradient_D, row_D)
+            along = dot(gradient_D, row_D)
             for i in range(d):
-                gradient_D[i] -= along * row_D[i]
+                gradient_D[i] = fma(-along, row_D[i], gradient_D[i])
             _adamw(row_D, dec_avg[latent], dec_sq[latent], gradient_D, adamw)
-            norm = np.sqrt(_dot(row_D, row_D))
+            norm = np.sqrt(dot(row_D, row_D))
             for i in range(d):
                 row_D[i] /= norm
     gradient_D = error_D.copy()

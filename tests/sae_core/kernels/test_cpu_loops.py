@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 
 from sae_core.kernels import cpu, cpu_loops, cpu_top_k
+from sae_core.kernels.compiled import dot, fma
 
+product = njit(lambda a_D, b_D: dot(a_D, b_D))
+fused = njit(lambda a, b, c: fma(a, b, c))
 FLOAT = st.floats(-4, 4, width=32)
 FEW = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0])  # many ties
 
@@ -93,11 +97,27 @@ def test_pairs_are_sorted_by_latent_and_then_by_row(rows, n, k, seed):
         assert (rows_P[at], values_P[at], d_values_P[at]) == (row, values[row, j] / 2, d_values[row, j] / 2)
 
 
+@pytest.mark.parametrize("size", [0, 1, 7, 31, 32, 33, 512, 2048 + 63])
+def test_the_product_of_two_vectors_is_that_of_float64(size):
+    a_D, b_D = np.random.default_rng(size).standard_normal((2, size)).astype(np.float32)
+    found = product(a_D, b_D)
+    exact = a_D.astype(np.float64) * b_D.astype(np.float64)
+    assert abs(found - exact.sum()) <= 1e-7 * np.abs(exact).sum()
+
+
+def test_fma_rounds_once():
+    a, b = np.float32(1 + 2**-12), np.float32(1 - 2**-12)  # a b = 1 - 2^-24, which alone would round to 1
+    assert fused(a, b, np.float32(-1)) == np.float32(-(2**-24))
+
+
 FIRST_USE = """
 import numba, numpy, torch
 torch.set_num_threads(1)
 from sae_core.kernels import cpu, cpu_loops as loops
-print(loops._dot(*numpy.full((2, 3), 2, numpy.float32)), loops.__file__)
+sums = numpy.zeros(3, numpy.float32)
+two, first, six = numpy.float32([2]), numpy.int32([0]), numpy.full((1, 3), 6, numpy.float32)
+loops._add_rows(sums, two, first, 0, 1, six)
+print(sums[2], loops.__file__)
 cpu.start_threads()
 print(torch.get_num_threads(), numba.get_num_threads())
 """
