@@ -25,7 +25,7 @@ from sae_core.hooks import Site, capture, decoder_layers, splice
 from sae_core.rows import Rows
 from sae_core.sae import SAE, TopKSAE
 from sae_core.schedule import ScheduleConfig
-from sae_core.statistics import Estimate, Moments, bootstrap_ratio, merge_all
+from sae_core.statistics import Estimate, Moments, bootstrap_ratio, geometric_median, merge_all
 from sae_core.trainer import Trainer, TrainerConfig
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "bootstrap_ratio",
     "capture",
     "decoder_layers",
+    "geometric_median",
     "load_sae",
     "make_sae",
     "merge_all",

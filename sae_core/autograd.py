@@ -64,7 +64,7 @@ def gradients_by_autograd(
         grads = torch.autograd.grad(loss / rows, parameters, allow_unused=True, materialize_grads=True)
     zero = torch.zeros_like(found.error)
     parts = [
-        zero if found.threshold is None else found.threshold / batch.world,
+        zero if found.threshold is None else found.threshold / (batch.world * batch.micro_batches),
         found.error / variance,
         zero if found.auxiliary is None or auxiliary == 0 else found.auxiliary / variance,
         batch.x_BD.square().sum() + (0 if batch.target_BD is batch.x_BD else batch.target_BD.square().sum()),

@@ -9,6 +9,7 @@ with V the variance of the target: without the last three L is the FVU.
 Shapes: B rows of this rank, D width, N n_latents.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,9 @@ class Batch(NamedTuple):
     dead_N: Tensor  # bool
     k_auxiliary: int
     group: "dist.ProcessGroup | None" = None  # the ranks that share the batch equally; None: this one alone
-    select_per_rank: bool = False  # whether a batch-wide selection looks at x_BD alone
+    select_per_rank: bool = False  # whether a batch-wide selection looks at the rows of this rank alone
+    micro_batches: int = 1  # into how many the rows of this rank are split, one after the other
+    threshold: Tensor | None = None  # of the batch-wide selection, where those before it have chosen it already
 
     @property
     def world(self) -> int:
@@ -67,16 +70,19 @@ def auxiliary_error(pre_BN: Tensor, W_dec: Tensor, residual_BD: Tensor, dead_N: 
 
 
 @torch.no_grad()
-def batch_threshold(pre_BN: Tensor, k: int, batch: Batch) -> Tensor:
+def batch_threshold(parts: Iterable[Tensor], k: int, batch: Batch) -> Tensor:
     """The (k x rows)-th largest positive pre-activation of the whole batch, or 0 where there are fewer; shape ().
 
-    Bussmann et al. 2024, "BatchTopK sparse autoencoders". Each rank sends its candidates, as many as could be among
-    the largest, and all ranks choose from all of them: the result is that of one process that holds the whole batch.
+    Bussmann et al. 2024, "BatchTopK sparse autoencoders". `parts` are the pre-activations (B, N) of this rank's
+    micro-batches. Each rank sends its candidates, as many as could be among the largest, and all ranks choose from all
+    of them: the result is that of one process that holds the whole batch.
     """
     together = batch.group is not None and not batch.select_per_rank
-    wanted = k * len(pre_BN) * (batch.world if together else 1)
-    pre = pre_BN.flatten()
-    candidates = pre.topk(min(wanted, len(pre)), sorted=False).values
+    wanted = k * len(batch.x_BD) * batch.micro_batches * (batch.world if together else 1)
+    candidates = batch.x_BD.new_empty(0)
+    for pre_BN in parts:
+        pre = torch.cat([candidates, pre_BN.flatten()]) if len(candidates) else pre_BN.flatten()
+        candidates = pre.topk(min(wanted, len(pre)), sorted=False).values
     if together:
         gathered = [torch.empty_like(candidates) for _ in range(batch.world)]
         dist.all_gather(gathered, candidates.contiguous(), group=batch.group)

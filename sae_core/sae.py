@@ -14,6 +14,7 @@ Shapes: B rows (tokens), D = d_in, N = n_latents, K = k.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -142,9 +143,14 @@ class SAE(nn.Module, ABC):
         """Reconstruction (B, D) of activations (B, D)."""
         return self.decode(self.encode(x_BD))
 
+    def batch_threshold(self, micro_batches: Sequence[Batch]) -> Tensor | None:
+        """What a selection over several micro-batches must know before the loss of the first; None: nothing."""
+        del micro_batches
+        return None
+
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
-        """The training loss of one rank's rows, for autograd."""
+        """The training loss of one rank's rows, or of a micro-batch of them, for autograd."""
 
     def after_step(self, threshold: Tensor, step: int) -> None:
         """Lets an architecture learn from what step number `step` (from 0) selected; `threshold` has shape ()."""

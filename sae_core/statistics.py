@@ -1,7 +1,8 @@
-"""Mean and variance of streams of vectors, in one pass and mergeable, and bootstrap intervals of ratios.
+"""Mean and variance of streams of vectors, in one pass and mergeable, their median, and bootstrap intervals of ratios.
 
     moments = Moments.of(x_BD).merge(Moments.of(y_BD))
     moments.mean_D, moments.variance()
+    geometric_median(x_BD)
 
 Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", eq. 2.1: the pairwise form of Welford's
 update, which loses no digits when the mean is large against the deviation. Everything is float64.
@@ -61,6 +62,37 @@ def merge_all(parts: Iterable[Moments], d: int) -> Moments:
     for part in parts:
         total = total.merge(part)
     return total
+
+
+def geometric_median(x_BD: Tensor, tolerance: float = 1e-6, iterations: int = 200, block: int = 4096) -> Tensor:
+    """The point with the least sum of distances to the rows, (D,), float64; unlike the mean, no far row pulls at it.
+
+    Weiszfeld's iteration with the step of Vardi and Zhang 2000, "The multivariate L1-median and associated data depth",
+    eq. 2.6, which does not stop at a row that it meets. It ends where a step is shorter than `tolerance` times the mean
+    distance, or after `iterations`. Rows of any float dtype, at least one; float64 copies of `block` of them at a time.
+    """
+    median_D = Moments.of(x_BD).mean_D
+    for _ in range(iterations):
+        weight, distance, met = 0.0, 0.0, 0
+        sum_D, pull_D = torch.zeros_like(median_D), torch.zeros_like(median_D)
+        for part_BD in x_BD.split(block):
+            part_BD = part_BD.double()
+            distance_B = (part_BD - median_D).norm(dim=1)
+            inverse_B = torch.where(distance_B > 0, 1 / distance_B, 0)
+            weight += float(inverse_B.sum())
+            distance += float(distance_B.sum())
+            met += int((distance_B == 0).sum())
+            sum_D += inverse_B @ part_BD
+            pull_D += inverse_B @ (part_BD - median_D)
+        if weight == 0:
+            break
+        pull = float(pull_D.norm())
+        share = min(1.0, met / pull) if pull > 0 else 1.0
+        step_D = (1 - share) * (sum_D / weight - median_D)
+        median_D = median_D + step_D
+        if float(step_D.norm()) <= tolerance * distance / len(x_BD):
+            break
+    return median_D
 
 
 class Estimate(NamedTuple):

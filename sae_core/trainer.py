@@ -12,6 +12,7 @@ Shapes: B rows of this rank, D d_in, N n_latents.
 """
 
 import math
+from copy import deepcopy
 
 import torch
 from pydantic import Field
@@ -41,6 +42,9 @@ class TrainerConfig(ScheduleConfig):
     clip_norm: float | None = Field(
         None, gt=0, description="Largest norm of all gradients together, those of the mean ||x - x^||^2; None: any."
     )
+    average_decay: float | None = Field(
+        None, ge=0, lt=1, description="Decay per step of an average of the weights, kept beside them; None: no average."
+    )
     select_per_rank: bool = Field(False, description="Batch-wide selections look at each rank's rows alone.")
 
 
@@ -48,11 +52,20 @@ class Trainer:
     """The autoencoder with its optimizer, counters and schedule."""
 
     def __init__(
-        self, sae: SAE, config: TrainerConfig, *, variance: float, group: "dist.ProcessGroup | None" = None
+        self,
+        sae: SAE,
+        config: TrainerConfig,
+        *,
+        variance: float,
+        group: "dist.ProcessGroup | None" = None,
+        micro_batch: int | None = None,
     ) -> None:
         """`variance`: E||x - mean||^2 of the normalised data. `group`: the ranks that share a batch; None: this one.
 
-        Raises ValueError where the number of ranks does not divide the batch.
+        `micro_batch`: rows of a rank whose dense codes may be held at once; None: its whole share. How many ranks and
+        micro-batches there are changes the rounding of a step and nothing else.
+
+        Raises ValueError where the number of ranks, times the micro-batch, does not divide the batch.
         """
         self.sae = sae.requires_grad_(True)
         self.config = config
@@ -62,6 +75,11 @@ class Trainer:
             raise ValueError(
                 f"The batch of {config.batch_size} rows cannot be shared by {self._world} ranks; "
                 "choose a batch size that is a multiple of the number of ranks."
+            )
+        if micro_batch is not None and (config.batch_size // self._world) % micro_batch:
+            raise ValueError(
+                f"A rank's share of {config.batch_size // self._world} rows cannot be split into micro-batches of "
+                f"{micro_batch}; choose one that divides it."
             )
         self._moments = {
             name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
@@ -78,7 +96,11 @@ class Trainer:
             weight_decay=config.weight_decay,
             clip_norm=None if config.clip_norm is None else config.clip_norm / variance,
             select_per_rank=config.select_per_rank,
+            micro_batch=micro_batch,
         )
+        self._average = {}  # of every parameter, where one is wanted
+        if config.average_decay is not None:
+            self._average = {name: tensor.detach().clone() for name, tensor in sae.named_parameters()}
         self._step = step_for(sae, self._moments, options, group)
         device = sae.W_enc.device
         self._silent_N = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)  # rows since it fired
@@ -122,12 +144,34 @@ class Trainer:
         if found.sums.device.type == "cpu":
             _require_finite(found.sums.tolist(), self.step_number)
         self._step.update(self.learning_rate, self.step_number + 1)
+        self._move_average()
         self._silent_N += self.config.batch_size
         self._silent_N.masked_fill_(found.fired_N > 0, 0)
         self._sums[:-2] += found.sums
         self._sums[-2] += found.fired_N.sum()
         self._sums[-1] += 1
         self.step_number += 1
+
+    def _move_average(self) -> None:
+        if self.config.average_decay is not None:
+            # The weights move fast at first: as tf.train.ExponentialMovingAverage has it with `num_updates`.
+            decay = min(self.config.average_decay, (1 + self.step_number) / (10 + self.step_number))
+            parameters = dict(self.sae.named_parameters())
+            torch._foreach_lerp_(list(self._average.values()), [parameters[name] for name in self._average], 1 - decay)
+
+    @torch.no_grad()
+    def averaged(self) -> SAE:
+        """An autoencoder of its own in eval mode with the averaged weights, or with those of now where none is kept.
+
+        Decoder directions that training keeps at norm 1 have it in the average too; what is no weight is as it is now.
+        Gao et al. 2024, A.3: an average of weights over training, decay 0.999.
+        """
+        copy = deepcopy(self.sae).requires_grad_(False).eval()
+        for name, tensor in self._average.items():
+            copy.get_parameter(name).copy_(tensor)
+        if self._average and copy.unit_decoder:
+            copy.W_dec.div_(copy.W_dec.norm(dim=1, keepdim=True))
+        return copy
 
     def figures(self) -> dict[str, float]:
         """Means over the steps since the last call (at least one); begins anew.
@@ -177,6 +221,7 @@ class Trainer:
         found: dict[str, Tensor] = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, moments in self._moments.items():
             found |= {f"{moment}.{name}": tensor for moment, tensor in moments._asdict().items()}
+        found |= {f"average.{name}": tensor for name, tensor in self._average.items()}
         return found | {"silent_rows": self._silent_N, "sums": self._sums}
 
 

@@ -1,5 +1,7 @@
 """BatchTopK: a budget of k latents per row on average, spent where a batch needs it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,16 @@ class BatchTopKSAE(SAE):
 
     def training_code(self, pre_BN: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The dense code (B, N) of a training step and the smallest kept value."""
-        threshold = batch_threshold(pre_BN, self.config.k, batch)
+        threshold = batch.threshold
+        if threshold is None:
+            threshold = batch_threshold([pre_BN], self.config.k, batch)
         return pre_BN.where((pre_BN >= threshold) & (pre_BN > 0), 0), threshold
+
+    @torch.no_grad()
+    def batch_threshold(self, micro_batches: Sequence[Batch]) -> Tensor | None:
+        """The smallest value that a selection over all micro-batches keeps; they are encoded once for it alone."""
+        parts = (self.pre_activations(batch.x_BD) for batch in micro_batches)
+        return batch_threshold(parts, self.config.k, micro_batches[0])
 
     def loss(self, batch: Batch) -> Loss:
         """Squared error and AuxK."""

@@ -1,5 +1,7 @@
 """Matryoshka: nested dictionaries, each of which has to reconstruct alone."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,10 @@ class MatryoshkaSAE(BatchTopKSAE):
             return super().training_code(pre_BN, batch)
         values_BK, indices_BK = top_k(pre_BN, self.config.k)
         return torch.zeros_like(pre_BN).scatter(1, indices_BK, values_BK.relu()), None
+
+    def batch_threshold(self, micro_batches: Sequence[Batch]) -> Tensor | None:
+        """As BatchTopK; none where rows are selected by themselves."""
+        return None if self.config.selection == "row" else super().batch_threshold(micro_batches)
 
     def errors(self, code_BN: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The error of all latents, what the mean over prefixes adds to it, and the reconstruction by all."""

@@ -1,8 +1,9 @@
 """The training step in plain torch: any architecture, any device, any dtype. Other kernels are held against it.
 
-Every rank computes the gradient sums of its share of the global batch, all-reduces add them up, and every rank makes
-the same update: there is no wrapper to call past, and the sum is the same on all ranks. TopK's gradients are written by
-hand (`sae_core.gradients`), those of the other architectures come from autograd (`sae_core.autograd`).
+Every rank computes the gradient sums of its share of the global batch, in micro-batches where memory is short,
+all-reduces add them up, and every rank makes the same update: there is no wrapper to call past, and the sum is the same
+on all ranks. TopK's gradients are written by hand (`sae_core.gradients`), those of the other architectures come from
+autograd (`sae_core.autograd`).
 """
 
 from collections.abc import Mapping
@@ -59,19 +60,38 @@ class DenseStep:
     def _sums(
         self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float
     ) -> Gradients | AutogradGradients:
-        """Over this rank's rows."""
+        """Over this rank's rows, one micro-batch after the other."""
+        options = self._options
+        rows = options.micro_batch or len(x_BD)
+        count = -(-len(x_BD) // rows)
+        batches = [
+            Batch(x, target, dead_N, options.k_auxiliary, self._group, options.select_per_rank, count)
+            for x, target in zip(x_BD.split(rows), target_BD.split(rows), strict=True)
+        ]
+        threshold = self._sae.batch_threshold(batches) if count > 1 else None
+        total: Gradients | AutogradGradients | None = None
+        for batch in batches:
+            found = self._gradients(batch._replace(threshold=threshold), sparsity)
+            if total is None:
+                total = found
+            else:
+                torch._foreach_add_(total.shared, found.shared)
+        assert total is not None, "a step has at least one row"
+        return total
+
+    def _gradients(self, batch: Batch, sparsity: float) -> Gradients | AutogradGradients:
+        """Of one micro-batch."""
         options = self._options
         if written_by_hand(self._sae):
             return gradients(
                 self._sae,
-                x_BD,
-                dead_N.nonzero().squeeze(1),
+                batch.x_BD,
+                batch.dead_N.nonzero().squeeze(1),
                 rows=options.rows,
                 variance=options.variance,
                 auxiliary=options.auxiliary,
                 k_auxiliary=options.k_auxiliary,
             )
-        batch = Batch(x_BD, target_BD, dead_N, options.k_auxiliary, self._group, options.select_per_rank)
         return gradients_by_autograd(
             self._sae,
             batch,

@@ -34,6 +34,7 @@ class StepOptions:
     weight_decay: float
     clip_norm: float | None = None  # largest norm of all gradients together; None: any
     select_per_rank: bool = False  # whether batch-wide selections look at each rank's rows alone
+    micro_batch: int | None = None  # rows whose dense codes may be held at once; None: all of this rank
 
 
 class Found(NamedTuple):

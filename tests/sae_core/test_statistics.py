@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_core import Moments, bootstrap_ratio, merge_all
+from sae_core import Moments, bootstrap_ratio, geometric_median, merge_all
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,3 +51,32 @@ def test_bootstrap_interval_of_a_mean_has_the_width_that_theory_gives():
 def test_bootstrap_of_equal_rows_has_no_spread():
     estimate = bootstrap_ratio(torch.full((30,), 2.0), torch.full((30,), 4.0))
     assert estimate == (0.5, 0.5, 0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 60),
+    d=st.integers(1, 6),
+    copies=st.integers(1, 40),
+    block=st.integers(1, 70),
+    seed=st.integers(0, 99),
+)
+def test_no_neighbour_has_a_smaller_sum_of_distances_than_the_geometric_median(rows, d, copies, block, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x_BD = torch.randn(rows, d, generator=generator, dtype=torch.float64)
+    x_BD = torch.cat([x_BD, x_BD[:1].expand(copies, d)])  # the median may be this very row
+    found_D = geometric_median(x_BD, tolerance=1e-10, iterations=5000, block=block)
+
+    def distances(point_D: torch.Tensor) -> float:
+        return float((x_BD - point_D).norm(dim=1).sum())
+
+    for size in (1e-1, 1e-3):
+        moved = found_D + size * torch.nn.functional.normalize(torch.randn(30, d, generator=generator).double(), dim=1)
+        assert distances(found_D) <= min(map(distances, moved)) + 1e-9 * len(x_BD)
+
+
+def test_rows_far_away_do_not_pull_the_geometric_median():
+    x_BD = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    far_BD = torch.cat([x_BD, torch.full((30, 8), 1000.0).bfloat16()])
+    assert far_BD.double().mean(0).norm() > 50
+    assert (geometric_median(far_BD) - geometric_median(x_BD)).norm() < 0.2

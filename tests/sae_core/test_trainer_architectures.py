@@ -31,14 +31,14 @@ MAP_DO = torch.randn(D, OUT, generator=torch.Generator().manual_seed(6)) / D**0.
 
 
 def target(name: str, x_BD: torch.Tensor) -> torch.Tensor | None:
-    return (x_BD @ MAP_DO).relu() if name == "transcoder" else None
+    return (x_BD @ MAP_DO.to(x_BD.dtype)).relu() if name == "transcoder" else None
 
 
 SCALE = D**0.5 / float(batch(0, 5000).norm(dim=1).mean())
 VARIANCE = float(batch(0, 5000).var(0).sum()) * SCALE**2
 
 
-def trainer(name: str, steps=60, seed=0, group=None, **changes) -> Trainer:
+def trainer(name: str, steps=60, seed=0, group=None, micro_batch=None, **changes) -> Trainer:
     scaled = "none" if name == "transcoder" else "scale"
     sae = make_sae(SAEConfig(d_in=D, n_latents=N, seed=seed, normalization=scaled, **CONFIGS[name]))
     sae.input_scale.fill_(SCALE)
@@ -47,7 +47,8 @@ def trainer(name: str, steps=60, seed=0, group=None, **changes) -> Trainer:
         variance = float(target(name, batch(0, 5000)).var(0).sum())
     settings = {"batch_size": BATCH, "steps": steps, "warmup_steps": 5, "lr": 5e-3, "dead_after_rows": 3 * BATCH}
     settings |= {"sparsity": 0.5 if sae.penalises_sparsity else 0.0, "sparsity_warmup_steps": steps // 20}
-    return Trainer(sae, TrainerConfig(**(settings | changes)), variance=variance, group=group)
+    config = TrainerConfig(**(settings | changes))
+    return Trainer(sae, config, variance=variance, group=group, micro_batch=micro_batch)
 
 
 def advance(name: str, to: Trainer, until: int) -> Trainer:
@@ -194,6 +195,51 @@ def test_figures_add_up_to_the_loss_and_name_the_sparsity():
     )
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("rows", [BATCH // 2, 1])
+def test_micro_batches_make_the_same_step(name, rows):
+    """In float64, where what the order of sums changes is far below what a wrong selection would."""
+    states = []
+    for micro_batch in (None, rows):
+        learner = trainer(name, clip_norm=1e9, micro_batch=micro_batch)  # clipping, which takes the dense step
+        learner.sae.double()
+        learner = Trainer(learner.sae, learner.config, variance=VARIANCE, micro_batch=micro_batch)
+        for step in range(4):
+            learner.step(batch(step).double(), target(name, batch(step).double()))
+        states.append(learner.state_dict())
+    for which, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][which], rtol=1e-9, atol=1e-9)
+
+
+def test_a_micro_batch_that_does_not_divide_the_share_is_refused():
+    with pytest.raises(ValueError, match="share of 128 rows cannot be split into micro-batches of 48"):
+        trainer("relu", micro_batch=48)
+
+
+@pytest.mark.parametrize("name", ["multi_topk", "batch_topk", "relu", "gated"])
+def test_the_average_of_the_weights_follows_them_and_resumes_with_them(name):
+    plain, kept = trainer(name), trainer(name, average_decay=0.9)
+    expected = {which: tensor.detach().double().clone() for which, tensor in kept.sae.named_parameters()}
+    for step in range(30):
+        advance(name, kept, step + 1)
+        decay = min(0.9, (1 + step) / (10 + step))
+        for which, tensor in kept.sae.named_parameters():
+            expected[which].mul_(decay).add_(tensor.detach().double(), alpha=1 - decay)
+    averaged = kept.averaged()
+    if averaged.unit_decoder:
+        expected["W_dec"] /= expected["W_dec"].norm(dim=1, keepdim=True)
+    for which, tensor in averaged.named_parameters():
+        torch.testing.assert_close(tensor.double(), expected[which], rtol=1e-5, atol=1e-6)
+    advance(name, plain, 30)
+    state = kept.state_dict()
+    assert all(torch.equal(tensor, state[which]) for which, tensor in plain.state_dict().items())
+    assert not torch.equal(averaged.W_enc, kept.sae.W_enc)
+    assert torch.equal(plain.averaged().W_enc, plain.sae.W_enc)
+    resumed = trainer(name, average_decay=0.9)
+    resumed.load_state_dict(kept.state_dict())
+    assert same(advance(name, resumed, 40), advance(name, kept, 40))
+
+
 def run_rank(rank: int, world: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -201,7 +247,10 @@ def run_rank(rank: int, world: int, store: str, folder: str) -> None:
     )
     share, found = BATCH // world, {}
     for name, per_rank in [*((name, False) for name in CONFIGS), ("batch_topk", True)]:
-        learner = trainer(name, seed=rank, group=dist.group.WORLD, select_per_rank=per_rank)
+        micro_batch = share // 2 if name in ("batch_topk", "matryoshka", "relu") and not per_rank else None
+        learner = trainer(
+            name, seed=rank, group=dist.group.WORLD, select_per_rank=per_rank, micro_batch=micro_batch
+        )
         for step in range(5):
             mine_BD = batch(step)[rank * share : (rank + 1) * share]
             learner.step(mine_BD, target(name, mine_BD))
