@@ -23,6 +23,7 @@ from sae_core.errors import ActivationError, CheckpointError
 from sae_core.kernels import Moments, StepOptions, step_for
 from sae_core.sae import SAE
 from sae_core.schedule import ScheduleConfig, factor
+from sae_core.tracking import Tracking
 
 
 class TrainerConfig(ScheduleConfig):
@@ -103,7 +104,8 @@ class Trainer:
             self._average = {name: tensor.detach().clone() for name, tensor in sae.named_parameters()}
         self._step = step_for(sae, self._moments, options, group)
         device = sae.W_enc.device
-        self._silent_N = torch.zeros(sae.config.n_latents, dtype=torch.int64, device=device)  # rows since it fired
+        rows = {"batch_size": config.batch_size, "dead_after_rows": config.dead_after_rows}
+        self.tracking = Tracking(sae.config.n_latents, **rows, device=device)
         # Since `figures`: what a step sums up, then firings and steps.
         self._sums = torch.zeros(self._step.figures + 2, dtype=torch.float64, device=device)
         if group:
@@ -123,7 +125,7 @@ class Trainer:
     @property
     def dead(self) -> Tensor:
         """Which latents are dead now, bool (N,)."""
-        return self._silent_N >= self.config.dead_after_rows
+        return self.tracking.dead
 
     @torch.no_grad()
     def step(self, x_BD: Tensor, target_BD: Tensor | None = None) -> None:
@@ -145,8 +147,7 @@ class Trainer:
             _require_finite(found.sums.tolist(), self.step_number)
         self._step.update(self.learning_rate, self.step_number + 1)
         self._move_average()
-        self._silent_N += self.config.batch_size
-        self._silent_N.masked_fill_(found.fired_N > 0, 0)
+        self.tracking.add(found.fired_N, self.step_number + 1)
         self._sums[:-2] += found.sums
         self._sums[-2] += found.fired_N.sum()
         self._sums[-1] += 1
@@ -177,7 +178,8 @@ class Trainer:
         """Means over the steps since the last call (at least one); begins anew.
 
         fvu, auxiliary and loss are in units of the variance V; loss = fvu + weight x auxiliary + whatever else the
-        architecture's loss has. Where that has a sparsity term: `sparsity`, its mean over rows before any weight.
+        architecture's loss has. Where that has a sparsity term: `sparsity`, its mean over rows before any weight. Those
+        of `sae_core.tracking` are of now, not means.
         """
         error, auxiliary, norm, *more, fired, steps = self._sums.tolist()
         _require_finite([error, auxiliary, norm], self.step_number)
@@ -189,7 +191,7 @@ class Trainer:
             "fvu": error / rows,
             "auxiliary": auxiliary / rows,
             "l0": fired / rows,
-            "dead_share": float(self.dead.double().mean()),
+            **self.tracking.figures(self.step_number),
         }
         return figures | ({"sparsity": sparsity / rows} if self.sae.penalises_sparsity else {})
 
@@ -222,7 +224,7 @@ class Trainer:
         for name, moments in self._moments.items():
             found |= {f"{moment}.{name}": tensor for moment, tensor in moments._asdict().items()}
         found |= {f"average.{name}": tensor for name, tensor in self._average.items()}
-        return found | {"silent_rows": self._silent_N, "sums": self._sums}
+        return found | self.tracking.tensors() | {"sums": self._sums}
 
 
 def _require_finite(sums: list[float], step: int) -> None:

@@ -30,6 +30,7 @@ from tasks.errors import InputError
 from tasks.examples.feature_columns import feature_columns
 from tasks.examples.roles import ROLES, Chosen, choose
 from tasks.examples.table import ENOUGH
+from tasks.row_table import add_values, write_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +106,7 @@ def examples(
     text = _token_text(load_tokenizer(model), store)
     written = _write_examples(spec, out, found, store, text, _documents(corpus))
     columns = feature_columns(found, autoencoder, site, model, text, spec.neighbours, spec.effect_tokens)
-    _write_features(out, columns)
+    write_columns(columns, "features.parquet", out)
     enough = (found.score_count >= ENOUGH).sum()
     return {
         "tokens": found.tokens,
@@ -174,7 +175,7 @@ def _write_examples(
         if writer is None:
             writer = pq.ParquetWriter(out.path / "examples.parquet", table.schema, compression="zstd")
         writer.write_table(table)
-        _add(meaning, table)
+        add_values(meaning, table)
         written += len(table)
         out.report(latents.stop, found.n_latents, "latents")
     if writer is not None:
@@ -220,22 +221,6 @@ def _example_columns(
         "tokens": listed(named(index, strings)),
         "activations": listed(pa.array(activations)),
     }
-
-
-def _write_features(out: Workspace, columns: dict[str, pa.Array]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table, meaning = pa.table(columns), hashlib.sha256()
-    _add(meaning, table)
-    out.content("features.parquet", meaning.hexdigest())
-    pq.write_table(table, out.path / "features.parquet", compression="zstd")
-
-
-def _add(meaning: hashlib._Hash, table: pa.Table) -> None:
-    """The values of a table, free of what a parquet file says about the library that wrote it."""
-    for batch in table.combine_chunks().to_batches():
-        meaning.update(batch.serialize())
 
 
 EXAMPLES = Stage("examples", version=1, spec=ExamplesSpec, run=examples)

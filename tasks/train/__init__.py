@@ -3,21 +3,19 @@
     built = TRAIN.build(store, TrainSpec(n_latents=2048, k=8), runtime, rows=preprocessed)
     sae = sae_core.load_sae(built.artifact.folder())
 
-Files: sae.safetensors and cfg.json (sae_core.load_sae), history.parquet (one row per log_every steps, no wall times).
+Files: sae.safetensors and cfg.json (sae_core.load_sae), history.parquet and latents.parquet (tables.py).
 An interrupted training goes on from its last whole checkpoint and, on a CPU with the same number of workers and
 threads, ends with the bits of an uninterrupted one. The path of the work: this module -> tasks/cluster/jobs.py (the
 job) -> job.py (its driver) -> rank.py (each worker); they meet in files of progress.py.
 """
 
-import hashlib
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Artifact, Stage, Summary, Workspace
 from tasks.errors import InputError, StageFailed
 from tasks.runtime import Runtime
 from tasks.train.spec import TrainSpec
+from tasks.train.tables import write_history, write_latents
 
 if TYPE_CHECKING:
     from tasks.cluster import Cluster
@@ -135,9 +133,8 @@ def _write(
     weights = {name.removeprefix("sae."): tensor for name, tensor in checkpoint.tensors.items() if name[:4] == "sae."}
     sae.load_state_dict(weights)
     save_sae(sae, out.path, {"site": index["site"], "rows": rows.digest})
-    _write_history(out.path / "history.parquet", checkpoint.history)
-    canonical = json.dumps(checkpoint.history, sort_keys=True).encode()
-    out.content("history.parquet", hashlib.sha256(canonical).hexdigest())
+    write_history(checkpoint.history, out)
+    write_latents(checkpoint, spec.n_latents, spec.trainer_config(index["train_rows"], index["d"]), out)
     last = checkpoint.history[-1] if checkpoint.history else {}
     figures = {name: last[name] for name in ("loss", "fvu", "l0", "dead_share") if name in last}
     tokens = checkpoint.step * spec.batch_size
@@ -146,16 +143,4 @@ def _write(
     return what | {"steps": checkpoint.step, "tokens": tokens} | figures
 
 
-def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    names = ["loss", "fvu", "auxiliary", "l0", "dead_share", "lr"]
-    names += ["sparsity"] if any("sparsity" in row for row in history) else []
-    schema = pyarrow.schema(
-        [("step", pyarrow.int64()), ("tokens", pyarrow.int64()), *((name, pyarrow.float64()) for name in names)]
-    )
-    parquet.write_table(pyarrow.Table.from_pylist(history, schema=schema), path)
-
-
-TRAIN = Stage("train", version=2, spec=TrainSpec, run=train, progress=True)
+TRAIN = Stage("train", version=3, spec=TrainSpec, run=train, progress=True)

@@ -21,6 +21,7 @@ from tasks.runtime import Runtime
 from tasks.train import TRAIN, TrainSpec
 from tasks.train import spec as spec_module
 from tasks.train.progress import FAULT, SNAPSHOT, TENSORS
+from tasks.train.tables import FIGURES
 from tests.tasks.activations import activations
 
 STEPS = 1500
@@ -72,7 +73,8 @@ def test_makes_an_autoencoder_that_works_on_held_out_rows(undisturbed, rows):
 def test_history_has_a_row_per_log_point_and_no_times(undisturbed):
     table = pq.read_table(undisturbed.path("history.parquet"))
     assert table.column("step").to_pylist() == list(range(50, STEPS + 1, 50))
-    assert table.column_names == ["step", "tokens", "loss", "fvu", "auxiliary", "l0", "dead_share", "lr"]
+    assert table.column_names == list(FIGURES)
+    assert table.column("l0_ema").to_pylist()[-1] == pytest.approx(table.column("l0").to_pylist()[-1], rel=0.05)
     fvu = table.column("fvu").to_pylist()
     assert fvu[-1] < fvu[0] / 2
     lr = table.column("lr").to_pylist()
@@ -81,8 +83,22 @@ def test_history_has_a_row_per_log_point_and_no_times(undisturbed):
     assert undisturbed.summary["fvu"] == fvu[-1]
 
 
+def test_every_latent_has_a_row_that_agrees_with_the_history(undisturbed):
+    lives = pq.read_table(undisturbed.path("latents.parquet")).to_pydict()
+    last = pq.read_table(undisturbed.path("history.parquet")).to_pylist()[-1]
+    assert lives["latent"] == list(range(64))
+    assert sum(lives["firings"]) <= 4 * STEPS * 128
+    assert sum(lives["firings"]) > 3 * STEPS * 128
+    assert (sum(lives["deaths"]), sum(lives["revivals"])) == (last["deaths"], last["revivals"])
+    assert sum(lives["dead"]) == last["dead_share"] * 64
+    columns = (lives[name] for name in ("firings", "first_fired_tokens", "last_fired_tokens"))
+    for fired, first, latest in zip(*columns, strict=True):
+        assert (fired == 0) == (first is None) == (latest is None)
+        assert fired == 0 or 128 <= first <= latest <= STEPS * 128
+
+
 def test_wandb_lies_in_the_cache_and_not_in_the_artifact(undisturbed, store):
-    assert undisturbed.names() == ["cfg.json", "history.parquet", "sae.safetensors"]
+    assert undisturbed.names() == ["cfg.json", "history.parquet", "latents.parquet", "sae.safetensors"]
     assert not list(Path(store.url).rglob("*.wandb"))
     assert not [path for path in progress_folder(store, undisturbed).rglob("*") if path.is_file()]
 
