@@ -1,10 +1,14 @@
 """evaluate: how good the autoencoder is on text it was not trained on, each figure with its spread.
 
-On held-out activations: FVU, L0, dead share, cosine, densities. On held-out rows of text, with the autoencoder spliced
-into the model: cross-entropy, the share of it that is recovered, KL. Every definition is in `sae_core.metrics`; the
-intervals are 95% bootstraps over activations or rows of text. What training left out (BOS) is left as it is.
+On held-out activations: FVU, L0, dead share, cosine, densities, co-activation. On held-out rows of text, with the
+autoencoder spliced into the model: cross-entropy, the share of it that is recovered, KL. Every definition is in
+`sae_core.metrics` and `sae_core.coactivation`; the intervals are 95% bootstraps over activations or rows of text. What
+training left out (BOS) is left as it is.
 
-    metrics.json    {"fvu": {"value", "low", "high"}, ..., "dead_share": 0.01, "density": {"log10_edges", "counts"}}
+    metrics.json            {"fvu": {"value", "low", "high"}, ..., "dead_share": 0.01, "paired_share": 0.02,
+                             "density": {"log10_edges", "counts"}}
+    coactivation.parquet    for each latent the PARTNERS others that fire most with it, by Jaccard: latent, partner,
+                            count (activations on which both fire), jaccard, phi, expected (count by chance)
 
 It runs in the process of the flow, on its GPU if there is one.
 """
@@ -16,6 +20,7 @@ from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.errors import InputError
+from tasks.row_table import write_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from sae_core import SAE
 
 CHUNK_ROWS = 4096
+PARTNERS = 8
 BATCH_TOKENS = 2048  # of text at once; logits take vocabulary x 4 bytes for each, three times
 
 
@@ -45,7 +51,7 @@ class EvaluateSpec(Spec):
 def evaluate(
     spec: EvaluateSpec, out: Workspace, *, sae: Artifact, rows: Artifact, corpus: Artifact, model: Artifact
 ) -> Summary:
-    """Writes metrics.json and returns its headline figures."""
+    """Writes metrics.json and coactivation.parquet, and returns the headline figures."""
     from sae_core import load_sae
 
     autoencoder = load_sae(sae.folder(), device=out.runtime.device_here())
@@ -54,10 +60,11 @@ def evaluate(
     metrics |= _on_text(spec, out, autoencoder, corpus, model, index)
     (out.path / "metrics.json").write_text(json.dumps(metrics, sort_keys=True, indent=1) + "\n")
     headline = {name: metrics[name]["value"] for name in ("fvu", "l0", "ce_recovered")}
-    return headline | {"dead_share": metrics["dead_share"], "ce": metrics["ce"]["value"], "kl": metrics["kl"]["value"]}
+    headline |= {"dead_share": metrics["dead_share"], "ce": metrics["ce"]["value"], "kl": metrics["kl"]["value"]}
+    return headline | {"paired_share": metrics["paired_share"]}
 
 
-EVALUATE = Stage("evaluate", version=1, spec=EvaluateSpec, run=evaluate)
+EVALUATE = Stage("evaluate", version=2, spec=EvaluateSpec, run=evaluate)
 
 
 def _on_activations(
@@ -74,8 +81,7 @@ def _on_activations(
         start=torch.zeros(table.d, dtype=torch.float64),
     ) / count
     device = next(sae.parameters()).device
-    found: dict[str, list[Tensor]] = {name: [] for name in ("error", "deviation", "active", "cosine")}
-    fired_N = torch.zeros(sae.config.n_latents, dtype=torch.int64)
+    found: dict[str, list[Tensor]] = {name: [] for name in ("error", "deviation", "active", "cosine", "row", "latent")}
     for begin in range(0, count, CHUNK_ROWS):
         x_BD = table.read(begin, min(begin + CHUNK_ROWS, count)).float().to(device)
         with torch.no_grad():
@@ -86,19 +92,37 @@ def _on_activations(
         found["deviation"].append(metrics.squared_deviation(x_BD, mean_D))
         found["active"].append(codes.counts().double().cpu())
         found["cosine"].append(torch.nn.functional.cosine_similarity(x_BD.double(), x_hat_BD.double(), dim=1))
-        fired_N += metrics.firing_counts(codes, sae.config.n_latents).cpu()
+        row_F, latent_F, _ = codes.pairs()
+        found["row"].append(row_F.int().cpu() + begin)
+        found["latent"].append(latent_F.int().cpu())
         out.report(begin + len(x_BD), count, "activations")
     joined = {name: torch.cat(parts) for name, parts in found.items()}
     ones = torch.ones(count, dtype=torch.float64)
+    fired_N = torch.bincount(joined["latent"], minlength=sae.config.n_latents)
     edges, counts = metrics.density_histogram(fired_N, count)
     return {
         "fvu": _spread(joined["error"], joined["deviation"], spec.seed),
         "l0": _spread(joined["active"], ones, spec.seed),
         "cosine_similarity": _spread(joined["cosine"], ones, spec.seed),
         "dead_share": metrics.dead_share(fired_N),
+        "paired_share": _write_coactivation(out, joined["row"], joined["latent"], fired_N, count),
         "density": {"log10_edges": edges.tolist(), "counts": counts.tolist()},
         "activations": count,
     }
+
+
+def _write_coactivation(out: Workspace, row_F: "Tensor", latent_F: "Tensor", fired_N: "Tensor", rows: int) -> float:
+    """Writes coactivation.parquet; returns the share of living latents with a partner of Jaccard above 1/2."""
+    import numpy as np
+
+    from sae_core.coactivation import coactivation, paired_share
+
+    found = coactivation(row_F, latent_F, n_latents=len(fired_N), rows=rows, partners=PARTNERS)
+    columns = {name.removesuffix("_P"): column.numpy() for name, column in found._asdict().items()}
+    columns |= {name: columns[name].astype(np.int32) for name in ("latent", "partner", "count")}
+    columns |= {name: columns[name].astype(np.float32) for name in ("jaccard", "phi", "expected")}
+    write_columns(columns, "coactivation.parquet", out)
+    return paired_share(found, fired_N)
 
 
 def _on_text(

@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from sae_core import SAEConfig, capture, make_sae, save_sae
@@ -83,6 +84,28 @@ def test_an_autoencoder_that_loses_everything(store, inputs):
     assert found["ce_recovered"]["value"] == pytest.approx(0, abs=1e-4)
     assert found["fvu"]["value"] >= 1
     assert found["kl"]["value"] > 1e-4
+
+
+def test_coactivation_is_that_of_the_held_out_activations(store, inputs):
+    """With latents +e_i and -e_i, i and j fire together where their components are both above, or both below, zero."""
+    sae = autoencoder(store, "perfect", True)
+    built = EVALUATE.build(store, EvaluateSpec(), sae=sae, **inputs).artifact
+    found = pq.read_table(built.path("coactivation.parquet")).to_pylist()
+    files = [inputs["rows"].path(f"validation-{i:05}.safetensors") for i in range(2)]
+    x_BD = torch.cat([load_file(path)["activations"] for path in files]).double()
+    fires_BN = (torch.cat([x_BD, -x_BD], dim=1) > 0).double()
+    both_NN, fired_N = fires_BN.T @ fires_BN, fires_BN.sum(0)
+    jaccard_NN = (both_NN / (fired_N + fired_N.unsqueeze(1) - both_NN)).fill_diagonal_(0)
+    assert {row["latent"] for row in found} == set(range(2 * D))
+    for row in found:
+        i, j = row["latent"], row["partner"]
+        assert row["count"] == both_NN[i, j]
+        assert row["jaccard"] == pytest.approx(float(jaccard_NN[i, j]))
+        assert row["expected"] == pytest.approx(float(fired_N[i] * fired_N[j] / len(x_BD)))
+    best = [max(row["jaccard"] for row in found if row["latent"] == i) for i in range(2 * D)]
+    assert best == pytest.approx(jaccard_NN.max(1).values.tolist())
+    share = float((jaccard_NN.max(1).values > 0.5).double().mean())
+    assert built.json("metrics.json")["paired_share"] == built.summary["paired_share"] == pytest.approx(share)
 
 
 def test_cross_entropy_is_that_of_the_model_on_unpadded_rows(store, inputs):
