@@ -50,6 +50,9 @@ CURVES = {
     "loss": ("Loss", "What the training minimises, per batch"),
     "l0": ("Latents per token", "Active latents per token, per batch"),
     "dead_share": ("Dead latents", "Share of latents that have not fired for a while"),
+    "dead_share_quarter": ("Silent latents", "Share of latents that have not fired for a quarter of that while"),
+    "deaths": ("Deaths", "How often a latent has died so far"),
+    "revivals": ("Revivals", "How often a dead latent has fired again so far"),
     "auxiliary": ("Auxiliary loss", "What dead latents are trained on"),
     "lr": ("Learning rate", "Step size of the optimizer"),
 }

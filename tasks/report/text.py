@@ -120,8 +120,8 @@ TRAINING = {"steps": "Training steps", "activations": "Activations seen", "token
 LABELS = {"labeller": "Labeller", "labelled": "Labelled", "too_few_examples": "Too few examples",
           "no_pattern": "No pattern found", "not_chosen": "Not chosen"}  # fmt: skip
 FURTHER = {
-    "paired_share": "Latents with a near twin (Jaccard above 0.5)", "ce": "Loss of the model itself",
-    "ce_ablated": "Loss with zeros instead", "cosine_similarity": "Mean cosine",
+    "ce": "Loss of the model itself", "ce_ablated": "Loss with zeros instead", "cosine_similarity": "Mean cosine",
+    "paired_share": "Share with a near twin",
     "activations": "Activations measured", "text_rows": "Rows of text measured", "text_tokens": "Tokens predicted",
 }  # fmt: skip
 SCORES = {"scorer": "Scorer", "scored": "Scored", "too_few": "Too few examples", "unanswered": "Unanswered",

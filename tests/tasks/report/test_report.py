@@ -6,7 +6,8 @@ import re
 import pytest
 
 from tasks.artifacts import open_store
-from tasks.report import REPORT, ReportSpec, embedded_json
+from tasks.report import CURVES, REPORT, ReportSpec, embedded_json
+from tasks.train.tables import FIGURES
 from tests.tasks.report_inputs import HOSTILE, report_inputs
 
 
@@ -23,6 +24,10 @@ def test_the_same_inputs_give_the_same_bytes_in_another_place(tmp_path):
     one, other = build(tmp_path / "one"), build(tmp_path / "other")
     assert one.digest == other.digest
     assert str(tmp_path) not in one.path("report.html").read_text()
+
+
+def test_every_curve_is_a_column_of_the_training_history():
+    assert CURVES.keys() <= set(FIGURES)
 
 
 @pytest.mark.parametrize(
