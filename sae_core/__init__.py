@@ -19,6 +19,7 @@ from sae_core.architectures import (
 from sae_core.codes import Codes, CSRCodes, TopKCodes
 from sae_core.config import SAEConfig
 from sae_core.errors import ActivationError, CheckpointError, FormatError, RowsError, SAEError, SiteError
+from sae_core.feed import Feed
 from sae_core.files import load_sae, read_metadata, save_sae
 from sae_core.formats import Foreign, read_foreign, write_foreign
 from sae_core.hooks import Site, capture, decoder_layers, splice
@@ -36,6 +37,7 @@ __all__ = [
     "CheckpointError",
     "Codes",
     "Estimate",
+    "Feed",
     "Foreign",
     "FormatError",
     "GatedSAE",

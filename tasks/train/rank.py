@@ -42,7 +42,7 @@ def _train(files: Files, request: Request) -> None:
     import torch
     import torch.distributed as dist
 
-    from sae_core import Rows, Trainer, make_sae
+    from sae_core import Feed, Rows, Trainer, make_sae
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -61,19 +61,20 @@ def _train(files: Files, request: Request) -> None:
     view = View(mode, request.key, spec.model_dump(mode="json"), settings().cache)
     steps, log_every = trainer.config.steps, spec.steps_between_logs(len(rows))
     shown = 0.0
-    while trainer.step_number < steps:
-        lr = trainer.learning_rate
-        x_BD = rows.batch(trainer.step_number, spec.batch_size, rank, world)
-        trainer.step(x_BD.to(device, torch.float32))
-        done = trainer.step_number
-        if done % log_every == 0 or done == steps:
-            history.append({"step": done, "tokens": done * spec.batch_size, **trainer.figures(), "lr": lr})
-            view.log(history[-1])
-        if done % runtime.checkpoint_every_steps == 0 or done == steps:
-            _report(trainer, history, rank)
-        if rank == 0 and (time.monotonic() - shown > STATUS_SECONDS or done == steps):
-            shown = time.monotonic()
-            files.write(STATUS, json.dumps({"step": done, "steps": steps}).encode())
+    remaining = range(trainer.step_number, steps)
+    with Feed(rows, remaining, batch_size=spec.batch_size, rank=rank, world_size=world, device=device) as feed:
+        for x_BD in feed:
+            lr = trainer.learning_rate
+            trainer.step(x_BD)
+            done = trainer.step_number
+            if done % log_every == 0 or done == steps:
+                history.append({"step": done, "tokens": done * spec.batch_size, **trainer.figures(), "lr": lr})
+                view.log(history[-1])
+            if done % runtime.checkpoint_every_steps == 0 or done == steps:
+                _report(trainer, history, rank)
+            if rank == 0 and (time.monotonic() - shown > STATUS_SECONDS or done == steps):
+                shown = time.monotonic()
+                files.write(STATUS, json.dumps({"step": done, "steps": steps}).encode())
     view.close()
 
 

@@ -24,7 +24,7 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
     torch.set_num_threads(THREADS)
     for name, (rows, d, n, k) in SHAPES.items():
         if wanted in name:
-            x_BD, step = batch(rows, d), _step(rows, d, n, k)
+            x_BD, step = batch(rows, d), stepper(rows, d, n, k)
             yield row(name, lambda step=step, x_BD=x_BD: step(x_BD), floor(x_BD, n))
 
 
@@ -60,7 +60,8 @@ def in_turn(work: Callable[[], Any], floor: Callable[[], Any]) -> tuple[float, f
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def _step(rows: int, d: int, n: int, k: int) -> Callable[[torch.Tensor], None]:
+def stepper(rows: int, d: int, n: int, k: int) -> Callable[[torch.Tensor], None]:
+    """A whole step of a training of this shape."""
     sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
     config = TrainerConfig(batch_size=rows, steps=1_000_000, lr=1e-4, dead_after_rows=10_000_000)
     return Trainer(sae, config, variance=float(d)).step

@@ -58,6 +58,13 @@ def test_shares_of_the_ranks_are_the_batch_and_a_position_needs_no_history(tmp_p
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_a_batch_goes_into_memory_that_is_given(tmp_path):
+    rows = Rows(write(tmp_path, [50, 31, 7]), seed=1, block=16)
+    out_BD = torch.full((12, D), 9.0, dtype=torch.bfloat16)
+    assert rows.batch(3, 24, 1, 2, out=out_BD) is out_BD
+    assert torch.equal(out_BD, rows.batch(3, 24, 1, 2))
+
+
 def test_epochs_and_seeds_differ(tmp_path):
     paths = write(tmp_path, [4000])
     rows = Rows(paths, seed=0)
