@@ -73,11 +73,9 @@ class PipelineConfig(BaseModel):
                 f"preprocess.site is {self.preprocess.site!r}, but capture.sites records only "
                 f"{', '.join(self.capture.sites)}; name one of these, or capture it too"
             )
-        if self.train.batch_size % self.runtime.train_workers:
-            raise ValueError(
-                f"train.batch_size is {self.train.batch_size}, which {self.runtime.train_workers} workers cannot share "
-                "equally; choose runtime.train_workers that divides it"
-            )
+        problem = self.runtime.cannot_share(self.train.batch_size)
+        if problem:
+            raise ValueError(problem)
         return self
 
     @property

@@ -12,6 +12,7 @@ Shapes: B rows of this rank, D d_in, N n_latents.
 """
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
@@ -160,18 +161,10 @@ class Trainer:
             parameters = dict(self.sae.named_parameters())
             torch._foreach_lerp_(list(self._average.values()), [parameters[name] for name in self._average], 1 - decay)
 
-    @torch.no_grad()
     def averaged(self) -> SAE:
-        """An autoencoder of its own in eval mode with the averaged weights, or with those of now where none is kept.
-
-        Decoder directions that training keeps at norm 1 have it in the average too; what is no weight is as it is now.
-        Gao et al. 2024, A.3: an average of weights over training, decay 0.999.
-        """
-        copy = deepcopy(self.sae).requires_grad_(False).eval()
-        for name, tensor in self._average.items():
-            copy.get_parameter(name).copy_(tensor)
-        if self._average and copy.unit_decoder:
-            copy.W_dec.div_(copy.W_dec.norm(dim=1, keepdim=True))
+        """A copy of the autoencoder with the averaged weights, or with those of now where no average is kept."""
+        copy = deepcopy(self.sae).requires_grad_(False)
+        load_weights(copy, self._tensors())
         return copy
 
     def figures(self) -> dict[str, float]:
@@ -225,6 +218,20 @@ class Trainer:
             found |= {f"{moment}.{name}": tensor for moment, tensor in moments._asdict().items()}
         found |= {f"average.{name}": tensor for name, tensor in self._average.items()}
         return found | self.tracking.tensors() | {"sums": self._sums}
+
+
+@torch.no_grad()
+def load_weights(sae: SAE, state: Mapping[str, Tensor]) -> None:
+    """Fills an autoencoder with what a training leaves, by its `state_dict`: the average of the weights if it has one.
+
+    Decoder directions that training keeps at norm 1 have it in the average too; what is no weight is as it is now. Gao
+    et al. 2024, A.3: an average of weights over training, decay 0.999.
+    """
+    weights = {name.removeprefix("sae."): tensor for name, tensor in state.items() if name.startswith("sae.")}
+    average = {name.removeprefix("average."): tensor for name, tensor in state.items() if name.startswith("average.")}
+    sae.load_state_dict(weights | average)
+    if average and sae.unit_decoder:
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
 
 
 def _require_finite(sums: list[float], step: int) -> None:

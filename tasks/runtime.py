@@ -44,22 +44,29 @@ class Runtime(BaseModel):
         1, ge=1, title="Threads per training worker", description="CPU threads of one rank.",
         json_schema_extra={"position": 7},
     )
+    train_micro_batch: int | None = Field(
+        None,
+        ge=1,
+        title="Training micro-batch",
+        description="Tokens of a rank whose dense codes are in memory at once; empty: its whole share of the batch.",
+        json_schema_extra={"position": 8},
+    )
     checkpoint_every_steps: int = Field(
         500, ge=1, title="Steps between checkpoints", description="A killed training repeats at most this many steps.",
-        json_schema_extra={"position": 8},
+        json_schema_extra={"position": 9},
     )
     budget_dollars: float = Field(
         5.0, ge=0, title="Claude budget", description="US dollars that labelling may cost; checked before it is sent.",
-        json_schema_extra={"position": 9},
+        json_schema_extra={"position": 10},
     )
     batch_hours: float = Field(
         24.0, gt=0, title="Longest wait for a batch", description="Hours to wait for Claude's answers.",
-        json_schema_extra={"position": 10},
+        json_schema_extra={"position": 11},
     )
     wandb: Literal["online", "offline", "disabled"] | None = Field(
         None, title="wandb", description="Where the training's view goes (history.parquet is always written); empty: "
         "what SAEFLOW_WANDB or WANDB_MODE says, or offline.",
-        json_schema_extra={"position": 11},
+        json_schema_extra={"position": 12},
     )
 
     @model_validator(mode="after")
@@ -80,3 +87,18 @@ class Runtime(BaseModel):
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device
+
+    def cannot_share(self, batch_size: int) -> str | None:
+        """Why the training workers cannot share batches of so many tokens in equal micro-batches; None: they can."""
+        if batch_size % self.train_workers:
+            return (
+                f"train.batch_size is {batch_size}, which {self.train_workers} workers cannot share equally; choose "
+                "runtime.train_workers that divides it"
+            )
+        share = batch_size // self.train_workers
+        if self.train_micro_batch is not None and share % self.train_micro_batch:
+            return (
+                f"runtime.train_micro_batch is {self.train_micro_batch}, which does not divide a worker's share of "
+                f"{share} tokens; choose one that does"
+            )
+        return None

@@ -19,7 +19,7 @@ from tasks.train.tables import write_history, write_latents
 
 if TYPE_CHECKING:
     from tasks.cluster import Cluster
-    from tasks.train.progress import Checkpoint
+    from tasks.train.progress import Checkpoint, Layouts
 
 __all__ = ["TRAIN", "TrainSpec", "train", "trainings_at_once"]
 
@@ -29,11 +29,9 @@ def train(spec: TrainSpec, out: Workspace, *, rows: Artifact) -> Summary:
     from tasks.artifacts.files import open_files
     from tasks.train.progress import newest
 
-    if spec.batch_size % out.runtime.train_workers:
-        raise InputError(
-            f"The batch of {spec.batch_size} tokens cannot be shared by {out.runtime.train_workers} training workers; "
-            "choose a train.batch_size that is a multiple of runtime.train_workers."
-        )
+    problem = out.runtime.cannot_share(spec.batch_size)
+    if problem:
+        raise InputError(f"{problem}.")
     index = rows.json("index.json")
     if index["train_rows"] == 0:
         raise InputError("There is no training row: preprocess put all of them aside for validation; give more text.")
@@ -128,19 +126,30 @@ def _write(
 ) -> Summary:
     """The artifact's files and its summary."""
     from sae_core import make_sae, save_sae
+    from sae_core.trainer import load_weights
 
     sae = make_sae(spec.sae_config(index["d"]))
-    weights = {name.removeprefix("sae."): tensor for name, tensor in checkpoint.tensors.items() if name[:4] == "sae."}
-    sae.load_state_dict(weights)
+    load_weights(sae, checkpoint.tensors)
     save_sae(sae, out.path, {"site": index["site"], "rows": rows.digest})
     write_history(checkpoint.history, out)
     write_latents(checkpoint, spec.n_latents, spec.trainer_config(index["train_rows"], index["d"]), out)
     last = checkpoint.history[-1] if checkpoint.history else {}
-    figures = {name: last[name] for name in ("loss", "fvu", "l0", "dead_share") if name in last}
+    figures = {name: last[name] for name in ("loss", "fvu", "l0", "dead_share", "validation_fvu") if name in last}
     tokens = checkpoint.step * spec.batch_size
     what = {"site": index["site"], "n_latents": spec.n_latents}
     what |= {name: value for name, value in (("architecture", spec.architecture), ("k", sae.config.k)) if value}
-    return what | {"steps": checkpoint.step, "tokens": tokens} | figures
+    return what | {"steps": checkpoint.step, "tokens": tokens} | figures | {"ran_on": _ran_on(checkpoint.layouts)}
+
+
+def _ran_on(layouts: "Layouts") -> str:
+    """How the training was run, in words: what may change its rounding and nothing else."""
+    said: list[str] = []
+    for layout in layouts:
+        words = f"{layout['workers']} x {layout['device']}"
+        words += f", {layout['threads']} threads each" if layout["device"] == "cpu" and layout["threads"] > 1 else ""
+        words += f", micro-batches of {layout['micro_batch']}" if layout["micro_batch"] else ""
+        said.append(f"from step {layout['from_step']} {words}" if said else words)
+    return "; ".join(said)
 
 
 TRAIN = Stage("train", version=3, spec=TrainSpec, run=train, progress=True)

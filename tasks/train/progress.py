@@ -6,9 +6,9 @@
     <key>/          Ray Train's run: its snapshot, and the checkpoints
 
 A checkpoint is a folder `checkpoint_...` that Ray Train has brought into the progress folder: state.safetensors (the
-trainer's tensors) and state.json (step, sha256 of the tensors, history so far). Ray uploads file by file and writes its
-own snapshot in place, so a kill can leave either torn. `newest` believes nothing but the sha256; `repair_snapshot`
-removes a snapshot that would keep Ray Train from starting.
+trainer's tensors) and state.json (step, sha256 of the tensors, history and layouts so far). Ray uploads file by file
+and writes its own snapshot in place, so a kill can leave either torn. `newest` believes nothing but the sha256;
+`repair_snapshot` removes a snapshot that would keep Ray Train from starting.
 """
 
 import hashlib
@@ -38,6 +38,7 @@ TENSORS = "state.safetensors"
 STATE = "state.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own record
 History = list[dict[str, Any]]
+Layouts = list[dict[str, Any]]  # from_step, workers, micro_batch, threads, device: one entry each time they changed
 
 
 class Request(BaseModel):
@@ -73,22 +74,23 @@ def write_fault(files: "Files", kind: Literal["input", "failure"], message: str)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: the trainer's tensors, how many steps were made, and the history up to there."""
+    """A whole checkpoint: the trainer's tensors, how many steps were made, the history up to there, how it was run."""
 
     step: int
     tensors: "dict[str, Tensor]"
     history: History
+    layouts: Layouts
     folder: str  # relative to the progress folder
 
 
-def write(folder: Path, tensors: "dict[str, Tensor]", history: History) -> None:
+def write(folder: Path, tensors: "dict[str, Tensor]", history: History, layouts: Layouts) -> None:
     """Writes a checkpoint's two files into a local folder."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
     with (folder / TENSORS).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    state = {"step": int(tensors["step"]), "sha256": sha256, "history": history}
+    state = {"step": int(tensors["step"]), "sha256": sha256, "history": history, "layouts": layouts}
     (folder / STATE).write_text(json.dumps(state))
 
 
@@ -97,7 +99,7 @@ def newest(files: "Files") -> Checkpoint | None:
     for state, folder in sorted(_states(files), key=lambda found: (-found[0]["step"], found[1])):
         tensors = _tensors(files, folder, state["sha256"])
         if tensors is not None:
-            return Checkpoint(state["step"], tensors, state["history"], folder)
+            return Checkpoint(state["step"], tensors, state["history"], state["layouts"], folder)
     return None
 
 
@@ -105,7 +107,9 @@ def load(files: "Files", folder: str) -> Checkpoint | None:
     """The checkpoint in one folder, or None where it is not whole."""
     state = _state(files, folder)
     tensors = None if state is None else _tensors(files, folder, state["sha256"])
-    return None if state is None or tensors is None else Checkpoint(state["step"], tensors, state["history"], folder)
+    if state is None or tensors is None:
+        return None
+    return Checkpoint(state["step"], tensors, state["history"], state["layouts"], folder)
 
 
 def repair_snapshot(files: "Files", run: str) -> None:
@@ -136,8 +140,9 @@ def _state(files: "Files", folder: str) -> dict[str, Any] | None:
         state = json.loads(files.read(f"{folder}/{STATE}") or b"")
     except ValueError:
         return None
-    whole = isinstance(state, dict) and isinstance(state.get("step"), int) and {"sha256", "history"} <= state.keys()
-    return state if whole else None
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        return None
+    return state if {"sha256", "history", "layouts"} <= state.keys() else None
 
 
 def _tensors(files: "Files", folder: str, sha256: str) -> "dict[str, Tensor] | None":

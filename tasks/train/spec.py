@@ -112,6 +112,20 @@ class TrainSpec(Spec):
         31, None, "Whether each worker selects from its own tokens: the result then depends on how many there are."
     )
 
+    pre_bias_from: Literal["mean", "geometric_median"] | None = _at(
+        32, None, "What the pre-bias begins as. mean (empty): the data's; geometric_median: far tokens pull at it less."
+    )
+    average_decay: float | None = _at(
+        33,
+        None,
+        "Leaves an average of the weights, over about the last 1 / (1 - this) steps; empty: the last weights.",
+        ge=0,
+        lt=1,
+    )
+    validation_rows: int | None = _at(
+        34, None, "Held-out tokens that show about 20 times how well it does; empty: up to 8,192; 0: none.", ge=0
+    )
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         architecture = self.architecture or "topk"
@@ -184,6 +198,7 @@ class TrainSpec(Spec):
             sparsity_warmup_steps=round(warmup * steps),
             clip_norm=self.clip_norm or CLIP_NORM.get(architecture),
             select_per_rank=bool(self.select_per_rank),
+            average_decay=self.average_decay,
         )
 
     def steps_between_logs(self, rows: int) -> int:

@@ -1,6 +1,7 @@
 """The tables that a training leaves beside its autoencoder, and what their columns are.
 
-history.parquet, one row per log_every steps: step, tokens and the trainer's figures; no wall times.
+history.parquet, one row per log_every steps: step, tokens and the trainer's figures; no wall times. About
+    20 rows also have validation_fvu and validation_l0, of held-out rows.
 latents.parquet, one row per latent, of the whole training: firings (tokens on which it fired), first_fired_tokens,
     last_fired_tokens and last_died_tokens (tokens seen by then, in whole steps; null: never), deaths, revivals, and
     dead (at the end). `sae_core.tracking` says what a death is.
@@ -22,14 +23,15 @@ FIGURES = (
     "step", "tokens", "loss", "fvu", "auxiliary", "l0", "l0_ema", "dead_share_sixteenth", "dead_share_quarter",
     "dead_share", "never_fired_share", "deaths", "revivals", "lr",
 )  # fmt: skip
+SOME_HAVE = ("sparsity", "validation_fvu", "validation_l0")
 
 
 def write_history(history: "History", out: Workspace) -> None:
-    """Writes history.parquet, with a column `sparsity` where the architecture has that figure."""
+    """Writes history.parquet, with columns of what only some trainings have."""
     import pyarrow
     from pyarrow import parquet
 
-    names = [*FIGURES, *(["sparsity"] if any("sparsity" in row for row in history) else [])]
+    names = [*FIGURES, *(name for name in SOME_HAVE if any(name in row for row in history))]
     kinds = {name: pyarrow.int64() if name in COUNTS else pyarrow.float64() for name in names}
     table = pyarrow.Table.from_pylist(history, schema=pyarrow.schema(list(kinds.items())))
     parquet.write_table(table, out.path / "history.parquet")

@@ -92,6 +92,7 @@ def test_values_of_a_grid_are_read_as_those_of_set() -> None:
         ("train.k=100000", "100000"),
         ("preprocess.site=attn_in.0", "capture.sites records only"),
         ("runtime.train_workers=3", "cannot share equally"),
+        ("runtime.train_micro_batch=300", "300, which does not divide a worker's share of 512"),
         ("train.architecture=relu", "train sparsity is empty"),
         ("train.prefixes=[16, 2048]", "the architecture topk does not use it"),
         ("capture.shard=1", r"'capture\.shard' is not a setting"),

@@ -27,7 +27,8 @@ RUN = "key"
 def checkpoint(root: Path, step: int, name: str | None = None) -> Path:
     folder = root / RUN / (name or f"checkpoint_{step}")
     folder.mkdir(parents=True)
-    write(folder, {"step": torch.tensor(step), "x": torch.full((3,), float(step))}, [{"step": step, "fvu": 1 / 3}])
+    tensors = {"step": torch.tensor(step), "x": torch.full((3,), float(step))}
+    write(folder, tensors, [{"step": step, "fvu": 1 / 3}], [{"from_step": 0, "workers": 2}])
     return folder
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_core import Rows, TopKSAE
+from sae_core import Rows, TopKSAE, geometric_median
 from tasks.artifacts import Artifact, Store
 from tasks.train import TrainSpec
 from tasks.train.rank import start
@@ -43,3 +43,13 @@ def test_scaled_activations_have_the_norm_of_unit_variance(rows: Artifact) -> No
     raw = float(x_BD.norm(dim=1).mean())
     assert raw != pytest.approx(D**0.5, rel=0.05)
     assert raw * float(sae.input_scale) == pytest.approx(D**0.5, rel=1e-5)
+
+
+def test_the_geometric_median_is_that_of_the_activations_as_the_loss_sees_them(rows: Artifact) -> None:
+    spec = TrainSpec(n_latents=32, k=4, normalization="scale", pre_bias_from="geometric_median")
+    sae = TopKSAE(spec.sae_config(D))
+    start(sae, Rows(training_files(rows)), rows, spec.pre_bias_from)
+    x_BD = torch.cat([load_file(path)["activations"] for path in training_files(rows)]).float()
+    seen_BD = sae.normalise(x_BD)[0]
+    torch.testing.assert_close(sae.b_pre.double(), geometric_median(seen_BD), rtol=1e-4, atol=1e-5)
+    assert (sae.b_pre - seen_BD.mean(0)).norm() > 1e-3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import get_args
@@ -22,6 +23,7 @@ from tasks.train import TRAIN, TrainSpec
 from tasks.train import spec as spec_module
 from tasks.train.progress import FAULT, SNAPSHOT, TENSORS
 from tasks.train.tables import FIGURES
+from tasks.train.validation import ROWS
 from tests.tasks.activations import activations
 
 STEPS = 1500
@@ -97,6 +99,43 @@ def test_every_latent_has_a_row_that_agrees_with_the_history(undisturbed):
         assert fired == 0 or 128 <= first <= latest <= STEPS * 128
 
 
+def test_held_out_rows_are_looked_at_on_the_way(undisturbed, rows):
+    history = pq.read_table(undisturbed.path("history.parquet"))
+    found = {name: history.column(name).to_pylist() for name in ("step", "validation_fvu", "validation_l0")}
+    looked_at = [step for step, value in zip(found["step"], found["validation_fvu"], strict=True) if value is not None]
+    assert looked_at == list(range(100, STEPS + 1, 100))
+    sae = load_sae(undisturbed.folder())
+    held_out = Rows([rows.path(name) for name in rows.names() if name.startswith("validation-")])
+    x_BD = held_out.read(0, ROWS).float()
+    assert undisturbed.summary["validation_fvu"] == found["validation_fvu"][-1]
+    assert found["validation_fvu"][-1] == pytest.approx(metrics.fvu(x_BD, sae(x_BD)), rel=1e-5)
+    assert found["validation_l0"][-1] == pytest.approx(metrics.l0(sae.encode(x_BD)), rel=1e-9)
+
+
+def test_with_other_workers_it_goes_on_along_the_same_curve_and_says_so(undisturbed, store, rows):
+    """An average of the weights and a geometric median, so that these go through the stage too."""
+    spec = SPEC.model_copy(update={"average_decay": 0.99, "pre_bias_from": "geometric_median", "steps": 600})
+    whole = TRAIN.build(store, spec, RUNTIME, rows=rows).artifact
+
+    def interrupt(done: float, _total: float, _unit: str) -> None:
+        if done > 250:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TRAIN.build(store, spec, RUNTIME, force=True, on_report=interrupt, rows=rows)
+    alone = RUNTIME.model_copy(update={"train_workers": 1, "train_micro_batch": 64})
+    again = TRAIN.build(store, spec, alone, force=True, rows=rows).artifact
+    assert whole.summary["ran_on"] == "2 x cpu"
+    assert re.fullmatch(r"2 x cpu; from step \d+00 1 x cpu, micro-batches of 64", again.summary["ran_on"])
+    curves = [pq.read_table(made.path("history.parquet")).to_pydict() for made in (whole, again)]
+    assert curves[0]["validation_fvu"][-1] == pytest.approx(curves[1]["validation_fvu"][-1], rel=0.02)
+    assert curves[0]["loss"] == pytest.approx(curves[1]["loss"], rel=0.02)
+    averaged = load_sae(whole.folder())
+    torch.testing.assert_close(averaged.W_dec.norm(dim=1), torch.ones(64))
+    x_BD = Rows([rows.path(name) for name in rows.names() if name.startswith("validation-")]).read(0, ROWS).float()
+    assert whole.summary["validation_fvu"] == pytest.approx(metrics.fvu(x_BD, averaged(x_BD)), rel=1e-5)
+
+
 def test_wandb_lies_in_the_cache_and_not_in_the_artifact(undisturbed, store):
     assert undisturbed.names() == ["cfg.json", "history.parquet", "latents.parquet", "sae.safetensors"]
     assert not list(Path(store.url).rglob("*.wandb"))
@@ -163,7 +202,7 @@ def test_activations_that_are_not_finite_end_it_once_with_one_sentence(store, ra
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused_at_once(store, rows):
-    with pytest.raises(InputError, match="batch of 128 tokens cannot be shared by 3 training workers"):
+    with pytest.raises(InputError, match="batch_size is 128, which 3 workers cannot share equally"):
         TRAIN.build(store, SPEC, RUNTIME.model_copy(update={"train_workers": 3}), force=True, rows=rows)
 
 
