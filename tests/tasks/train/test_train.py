@@ -75,7 +75,7 @@ def test_makes_an_autoencoder_that_works_on_held_out_rows(undisturbed, rows):
 def test_history_has_a_row_per_log_point_and_no_times(undisturbed):
     table = pq.read_table(undisturbed.path("history.parquet"))
     assert table.column("step").to_pylist() == list(range(50, STEPS + 1, 50))
-    assert table.column_names == list(FIGURES)
+    assert table.column_names == [*FIGURES, "validation_fvu", "validation_l0"]
     assert table.column("l0_ema").to_pylist()[-1] == pytest.approx(table.column("l0").to_pylist()[-1], rel=0.05)
     fvu = table.column("fvu").to_pylist()
     assert fvu[-1] < fvu[0] / 2
