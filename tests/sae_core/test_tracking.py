@@ -72,3 +72,5 @@ def test_goes_on_from_its_tensors_to_the_bit(fired, stop):
         second.add(torch.tensor(fired[number]), number + 1)
     assert all(torch.equal(tensor, second.tensors()[name]) for name, tensor in whole.tensors().items())
     assert whole.figures(len(fired)) == second.figures(len(fired))
+    lives = zip(whole.lives(len(fired)), second.lives(len(fired)), strict=True)
+    assert all(torch.equal(one, other) for one, other in lives)
