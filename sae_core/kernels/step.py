@@ -8,9 +8,12 @@ Shapes: B rows of this rank, D d_in, N n_latents.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
+
+
+EncoderPrecision = Literal["fp32", "tf32", "bf16"]
 
 
 class Moments(NamedTuple):
@@ -35,6 +38,7 @@ class StepOptions:
     clip_norm: float | None = None  # largest norm of all gradients together; None: any
     select_per_rank: bool = False  # whether batch-wide selections look at each rank's rows alone
     micro_batch: int | None = None  # rows whose dense codes may be held at once; None: all of this rank
+    encoder_precision: EncoderPrecision = "fp32"  # of the factors in the encoder's matmul; read by gpu.py alone
 
 
 class Found(NamedTuple):

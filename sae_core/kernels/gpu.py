@@ -1,0 +1,189 @@
+"""The training step on a GPU in fp32: one dense matmul in tiles, everything else in Triton over what fired.
+
+As on the CPU (cpu.py) no gradient of a weight matrix lies in memory, and ranks share the encoder's matmul, then tell
+each other rows and codes and make the whole update each. Besides weights and moments there are one tile of
+pre-activations, two copies of the rows and codes of K numbers a row; while latents are dead, their two gradients too.
+
+The matmul has torch's own fp32 precision, or with `encoder_precision` tf32 or bf16 factors; sums are always fp32, and
+the selection is exact for the pre-activations that it gives. All other arithmetic is fp32.
+
+The host never waits for the step it has just asked for. How many latents are dead it learns LAG steps later, so that a
+latent which has died takes part in the auxiliary loss only then.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
+from sae_core.kernels import gpu_loops as loops
+from sae_core.kernels import ranks
+from sae_core.kernels.gpu_top_k import top_k
+from sae_core.kernels.step import Found, Moments, StepOptions
+from sae_core.sae import TopKSAE
+
+TILE_LATENTS = 8192  # of one row, held in registers while its largest are found
+TILE_ELEMENTS = 1 << 26  # pre-activations held at once: 256 MiB
+LAG = 2  # steps
+
+
+class TritonStep:
+    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step`."""
+
+    figures = 3
+
+    def __init__(
+        self,
+        sae: TopKSAE,
+        moments: Mapping[str, Moments],
+        options: StepOptions,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> None:
+        self._sae = sae
+        self._options = options
+        self._scale = 2 / (options.rows * options.variance)
+        self._group = group if group and dist.get_world_size(group) > 1 else None
+        self._own = ranks.share(options.rows, self._group)
+        self._moving = {name: (parameter.detach(), moments[name]) for name, parameter in sae.named_parameters()}
+        self._device, (n, d), k = sae.W_enc.device, sae.W_enc.shape, sae.config.k
+        width = min(n, TILE_LATENTS)
+        rows = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // width))
+        self._pre_BT = torch.empty(rows, width, device=self._device)
+        self._centred_BD = torch.empty(options.rows, d, device=self._device)
+        self._error_BD = torch.empty(options.rows, d, device=self._device)
+        self._values_BK = torch.empty(options.rows, k, device=self._device)
+        self._latents_BK = torch.empty(options.rows, k, dtype=torch.int32, device=self._device)
+        self._dead_latents = _DeadLatents(self._device)
+        self._pairs: loops.Pairs | None = None
+        self._dead = self._no_gradients(0)
+
+    @torch.no_grad()
+    def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
+        """The target is `x_BD` itself, and there is no sparsity penalty: TopK has neither."""
+        sae, options = self._sae, self._options
+        dead_M = self._dead_latents.of(dead_N) if options.auxiliary > 0 else None
+        torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
+        self._encode()
+        if self._group:
+            for tensor in (self._centred_BD, self._values_BK, self._latents_BK):
+                ranks.gather(tensor, self._own, self._group)
+        codes = self._values_BK, self._latents_BK
+        sums_B2 = loops.errors(self._centred_BD, sae.b_pre, sae.W_dec, *codes, self._error_BD)
+        self._pairs = loops.Pairs.of(*codes, len(sae.b_enc))
+        squared_error, squared_norm = sums_B2.sum(0, dtype=torch.float64)
+        auxiliary_error = torch.zeros_like(squared_error)
+        self._dead = self._no_gradients(0)
+        if dead_M is not None and len(dead_M):
+            self._dead, auxiliary_error = self._auxiliary(dead_M, dead_N)
+        sums = torch.stack([squared_error / options.variance, auxiliary_error / options.variance, squared_norm])
+        return Found(sums, self._pairs.starts_N1.diff().long())
+
+    def _encode(self) -> None:
+        """The codes of this rank's rows."""
+        W_enc, b_enc = self._sae.W_enc, self._sae.b_enc.detach()
+        n, width = len(W_enc), self._pre_BT.shape[1]
+        own = (tensor[self._own] for tensor in (self._centred_BD, self._values_BK, self._latents_BK))
+        for centred_BD, values_BK, latents_BK in zip(*(t.split(len(self._pre_BT)) for t in own), strict=True):
+            for first in range(0, n, width):
+                tile = slice(first, min(first + width, n))
+                pre_BT = self._pre_BT[: len(centred_BD), : tile.stop - first]
+                product(centred_BD, W_enc[tile], pre_BT, self._options.encoder_precision)
+                top_k(pre_BT, b_enc[tile], first, n, values_BK, latents_BK)
+
+    def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[loops.DeadGradients, Tensor]:
+        """Gradients of the auxiliary loss and its squared error, summed over all ranks' rows."""
+        sae, options = self._sae, self._options
+        W_enc_MD, b_enc_M, lives_M = sae.W_enc[dead_M], sae.b_enc[dead_M], ~dead_N[dead_M]
+        dead, squared_error = self._no_gradients(len(dead_M)), torch.zeros((), device=self._device)
+        total = AuxiliaryGradients(dead.W_enc_MD, dead.W_dec_MD, dead.b_enc_M, squared_error)
+        tile = max(1, TILE_ELEMENTS // len(dead_M))
+        own = (tensor[self._own].split(tile) for tensor in (self._centred_BD, self._error_BD))
+        for centred_BD, error_BD in zip(*own, strict=True):
+            pre_BM = torch.addmm(b_enc_M, centred_BD, W_enc_MD.t()).masked_fill_(lives_M, -torch.inf)
+            scale = self._scale * options.auxiliary
+            found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
+            for tensor, part in zip(total, found, strict=True):
+                tensor += part
+        if self._group:
+            for tensor in total:
+                dist.all_reduce(tensor, group=self._group)
+        dead.place_N[dead_M] = torch.arange(len(dead_M), dtype=torch.int32, device=self._device)
+        return dead, squared_error
+
+    def _no_gradients(self, dead: int) -> loops.DeadGradients:
+        n, d = self._sae.W_enc.shape
+        place_N = torch.full((n,), -1, dtype=torch.int32, device=self._device)
+        return loops.DeadGradients(
+            place_N, *torch.zeros(2, dead, d, device=self._device), torch.zeros(dead, device=self._device)
+        )
+
+    @torch.no_grad()
+    def update(self, learning_rate: float, number: int) -> None:
+        if self._pairs is None:
+            raise RuntimeError("There is no gradient to update with: call gradients() first.")
+        pairs, self._pairs = self._pairs, None
+        options = self._options
+        adamw = loops.AdamW(
+            learning_rate / (1 - options.beta1**number),
+            1 / (1 - options.beta2**number) ** 0.5,
+            options.epsilon,
+            options.beta1,
+            1 - options.beta1,
+            options.beta2,
+            1 - options.beta2,
+            1 - learning_rate * options.weight_decay,
+        )
+        weights = (self._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
+        through_GD = loops.update(self._centred_BD, self._error_BD, self._scale, pairs, self._dead, *weights, adamw)
+        gradient_D = self._error_BD.sum(0) * self._scale - through_GD.sum(0)
+        weight_D, (mean_D, square_D) = self._moving["b_pre"]
+        mean_D.mul_(adamw.beta1).add_(gradient_D, alpha=adamw.rest1)
+        square_D.mul_(adamw.beta2).addcmul_(gradient_D, gradient_D, value=adamw.rest2)
+        root_D = square_D.sqrt().mul_(adamw.root).add_(adamw.epsilon)
+        weight_D.mul_(adamw.keep).addcdiv_(mean_D, root_D, value=-adamw.step_size)
+
+
+class _DeadLatents:
+    """The numbers of the latents that were dead LAG steps ago; at first, of those that are dead now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._asked: deque[tuple[Tensor, Tensor, torch.cuda.Event | None]] = deque(maxlen=LAG + 1)
+
+    def of(self, dead_N: Tensor) -> Tensor:
+        """Takes note of those dead now; (M,), waits at most for what was asked LAG steps ago."""
+        order_N = (~dead_N).to(torch.uint8).argsort(stable=True)
+        count = torch.empty((), dtype=torch.int64, pin_memory=self._on_gpu)
+        count.copy_(dead_N.sum(), non_blocking=True)
+        event = torch.cuda.Event() if self._on_gpu else None
+        if event:
+            event.record()
+        self._asked.append((order_N, count, event))
+        order_N, count, event = self._asked[0]
+        if event:
+            event.synchronize()
+        return order_N[: int(count)]
+
+
+def product(rows_BD: Tensor, weights_TD: Tensor, out_BT: Tensor, precision: str) -> None:
+    """rows @ weights^T into fp32 memory: sums in fp32, factors rounded to `precision`."""
+    if precision == "bf16":
+        torch.mm(rows_BD.bfloat16(), weights_TD.bfloat16().t(), out_dtype=torch.float32, out=out_BT)
+        return
+    with _tf32() if precision == "tf32" else nullcontext():
+        torch.mm(rows_BD, weights_TD.t(), out=out_BT)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """torch's switch, for the time of one call."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

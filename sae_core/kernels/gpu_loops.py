@@ -1,0 +1,305 @@
+"""The kernels of the GPU's training step, apart from the selection: decoding, and gradients with their update.
+
+Nothing is added atomically: every sum has one order, so that ranks which have the same rows get the same bits.
+
+Shapes: B rows, D d_in, N n_latents, K k, P pairs (row, latent) that fired, M dead latents, S stretches of LONG pairs,
+G groups of latents.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sae_core.kernels.step import Moments
+
+LONG = 256  # pairs that one program sums up; a latent that fires at every row would else keep all others waiting
+GROUPS = 2048  # programs of the update: several for each of some 130 multiprocessors
+PAIRS = 2  # table rows that a program asks for at once
+
+
+class AdamW(NamedTuple):
+    """AdamW's constants of one step."""
+
+    step_size: float  # lr / (1 - beta1^t)
+    root: float  # 1 / sqrt(1 - beta2^t)
+    epsilon: float
+    beta1: float
+    rest1: float  # 1 - beta1
+    beta2: float
+    rest2: float
+    keep: float  # 1 - lr x weight decay
+
+
+class Pairs(NamedTuple):
+    """The (row, latent) pairs that fired, sorted by latent and then by row."""
+
+    starts_N1: Tensor  # int32: those of latent i are starts[i] to starts[i + 1]
+    stretches_N1: Tensor  # int32: whole stretches of LONG pairs before those of latent i
+    latent_S: Tensor  # int32: whose stretch it is; N behind the last one
+    rows_P: Tensor  # int32
+    values_P: Tensor
+
+    @classmethod
+    def of(cls, values_BK: Tensor, latents_BK: Tensor, n: int) -> "Pairs":
+        """From codes whose free places hold the latent `n`; stable sorting, and no host waits."""
+        numbers = torch.arange(max(n + 1, values_BK.numel() // LONG), dtype=torch.int32, device=values_BK.device)
+        latents_P, order_P = latents_BK.flatten().sort(stable=True)
+        starts_N1 = torch.searchsorted(latents_P, numbers[: n + 1], out_int32=True)
+        ends_N = (starts_N1.diff() // LONG).cumsum(0, dtype=torch.int32)
+        return cls(
+            starts_N1,
+            torch.nn.functional.pad(ends_N, (1, 0)),
+            torch.searchsorted(ends_N, numbers[: values_BK.numel() // LONG], right=True, out_int32=True),
+            (order_P // values_BK.shape[1]).int(),
+            values_BK.flatten()[order_P],
+        )
+
+
+class DeadGradients(NamedTuple):
+    """What the auxiliary loss gives the dead latents: latent i has row place_N[i], none where that is negative."""
+
+    place_N: Tensor  # int32
+    W_enc_MD: Tensor
+    W_dec_MD: Tensor
+    b_enc_M: Tensor
+
+
+def errors(
+    centred_BD: Tensor, b_pre_D: Tensor, W_dec: Tensor, values_BK: Tensor, latents_BK: Tensor, error_BD: Tensor
+) -> Tensor:
+    """Decodes into `error_BD` = x^ - x; returns (B, 2): its squared norm in each row, and that of x."""
+    (rows, d), k = centred_BD.shape, values_BK.shape[1]
+    sums_B2 = torch.empty(rows, 2, device=centred_BD.device)
+    _errors[(rows,)](
+        centred_BD, b_pre_D, W_dec, values_BK, latents_BK, len(W_dec), error_BD, sums_B2, d, k, **_blocks(d)
+    )
+    return sums_B2
+
+
+def update(
+    centred_BD: Tensor,
+    error_BD: Tensor,
+    scale: float,
+    pairs: Pairs,
+    dead: DeadGradients,
+    W_enc: tuple[Tensor, Moments],
+    W_dec: tuple[Tensor, Moments],
+    b_enc: tuple[Tensor, Moments],
+    adamw: AdamW,
+) -> Tensor:
+    """One pass over the latents: both gradients of a latent, AdamW, and the direction back to norm 1.
+
+    Gradients of the squared error are taken times `scale`. Returns (G, D), what b_pre gets through the encoder: the
+    gradient of b_enc times W_enc as it was, summed over each group of latents.
+    """
+    n, d = W_enc[0].shape
+    device = centred_BD.device
+    stretches = len(pairs.latent_S)
+    sums_S2D, bias_S = torch.empty(stretches, 2, d, device=device), torch.empty(stretches, device=device)
+    table = (centred_BD, error_BD, pairs.rows_P, pairs.values_P, scale)
+    if stretches:
+        _stretches[(stretches,)](
+            *table, pairs.starts_N1, pairs.stretches_N1, pairs.latent_S, W_dec[0], sums_S2D, bias_S, n, d, LONG,
+            **_blocks(d),
+        )  # fmt: skip
+    size = -(-n // GROUPS)
+    through_GD = torch.empty(-(-n // size), d, device=device)
+    _update[(len(through_GD),)](
+        *table, pairs.starts_N1, pairs.stretches_N1, sums_S2D, bias_S, *dead,
+        W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], through_GD, adamw, n, d, size, LONG,
+        **_blocks(d),
+    )  # fmt: skip
+    return through_GD
+
+
+def _blocks(d: int) -> dict[str, int]:
+    """A whole row in registers, 16 numbers of it a thread."""
+    block = triton.next_power_of_2(d)
+    return {"BLOCK_D": block, "PAIRS": PAIRS, "num_warps": min(16, max(1, block // 512))}
+
+
+@triton.jit
+def _errors(
+    centred: Any,
+    b_pre: Any,
+    W_dec: Any,
+    values: Any,
+    latents: Any,
+    n: Any,
+    error: Any,
+    sums: Any,
+    d: Any,
+    k: Any,
+    BLOCK_D: tl.constexpr,
+    PAIRS: tl.constexpr,
+) -> None:
+    """One row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    inside = column < d
+    centred_D = tl.load(centred + row * d + column, inside, 0.0)
+    x_D = centred_D + tl.load(b_pre + column, inside, 0.0)
+    sum_D = tl.zeros([BLOCK_D], tl.float32)
+    for at in range(0, k, PAIRS):
+        slot = at + tl.arange(0, PAIRS)
+        latent = tl.load(latents + row * k + slot, slot < k, n)
+        value = tl.load(values + row * k + slot, slot < k, 0.0)
+        rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
+        table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0)
+        sum_D += tl.sum(table_PD * value[:, None], 0)
+    sum_D -= centred_D
+    tl.store(error + row * d + column, sum_D, inside)
+    tl.store(sums + row * 2, tl.sum(sum_D * sum_D, 0))
+    tl.store(sums + row * 2 + 1, tl.sum(x_D * x_D, 0))
+
+
+@triton.jit
+def _gather(
+    centred: Any,
+    error: Any,
+    rows: Any,
+    values: Any,
+    scale: Any,
+    begin: Any,
+    end: Any,
+    direction_D: Any,
+    d: Any,
+    BLOCK_D: tl.constexpr,
+    PAIRS: tl.constexpr,
+) -> Any:
+    """The gradients that pairs begin to end give a latent: of its row of W_enc, of that of W_dec, and of b_enc.
+
+    The gradient of a value is the error times the decoder direction; the same error makes the gradient of W_dec.
+    """
+    column = tl.arange(0, BLOCK_D)
+    enc_D, dec_D, bias = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32), 0.0
+    for at in range(begin, end, PAIRS):
+        pair = at + tl.arange(0, PAIRS)
+        there = pair < end
+        row = tl.load(rows + pair, there, 0).to(tl.int64)
+        value = tl.load(values + pair, there, 0.0) * scale
+        places_PD, wanted_PD = row[:, None] * d + column[None, :], there[:, None] & (column < d)[None, :]
+        error_PD = tl.load(error + places_PD, wanted_PD, 0.0)
+        centred_PD = tl.load(centred + places_PD, wanted_PD, 0.0)
+        d_value = tl.sum(error_PD * direction_D[None, :], 1) * scale
+        dec_D += tl.sum(error_PD * value[:, None], 0)
+        enc_D += tl.sum(centred_PD * d_value[:, None], 0)
+        bias += tl.sum(d_value, 0)
+    return enc_D, dec_D, bias
+
+
+@triton.jit
+def _stretches(
+    centred: Any,
+    error: Any,
+    rows: Any,
+    values: Any,
+    scale: Any,
+    starts: Any,
+    stretches: Any,
+    latents: Any,
+    W_dec: Any,
+    sums: Any,
+    biases: Any,
+    n: Any,
+    d: Any,
+    LONG: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAIRS: tl.constexpr,
+) -> None:
+    """One stretch of LONG pairs of one latent."""
+    number = tl.program_id(0).to(tl.int64)
+    latent = tl.load(latents + number).to(tl.int64)
+    if latent < n:
+        column = tl.arange(0, BLOCK_D)
+        inside = column < d
+        begin = tl.load(starts + latent) + (number - tl.load(stretches + latent)).to(tl.int32) * LONG
+        direction_D = tl.load(W_dec + latent * d + column, inside, 0.0)
+        enc_D, dec_D, bias = _gather(
+            centred, error, rows, values, scale, begin, begin + LONG, direction_D, d, BLOCK_D, PAIRS
+        )
+        tl.store(sums + number * 2 * d + column, enc_D, inside)
+        tl.store(sums + (number * 2 + 1) * d + column, dec_D, inside)
+        tl.store(biases + number, bias)
+
+
+@triton.jit
+def _adamw(weight: Any, exp_avg: Any, exp_avg_sq: Any, at: Any, inside: Any, old: Any, gradient: Any, adamw: Any) -> Any:
+    """Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations; keeps the moments, returns the weight."""
+    step_size, root, epsilon, beta1, rest1, beta2, rest2, keep = adamw
+    mean = beta1 * tl.load(exp_avg + at, inside, 0.0) + rest1 * gradient
+    square = beta2 * tl.load(exp_avg_sq + at, inside, 0.0) + rest2 * gradient * gradient
+    tl.store(exp_avg + at, mean, inside)
+    tl.store(exp_avg_sq + at, square, inside)
+    return keep * old - step_size * mean / (tl.sqrt(square) * root + epsilon)
+
+
+@triton.jit
+def _update(
+    centred: Any,
+    error: Any,
+    rows: Any,
+    values: Any,
+    scale: Any,
+    starts: Any,
+    stretches: Any,
+    sums: Any,
+    biases: Any,
+    dead_place: Any,
+    dead_W_enc: Any,
+    dead_W_dec: Any,
+    dead_b_enc: Any,
+    W_enc: Any,
+    W_enc_avg: Any,
+    W_enc_sq: Any,
+    W_dec: Any,
+    W_dec_avg: Any,
+    W_dec_sq: Any,
+    b_enc: Any,
+    b_enc_avg: Any,
+    b_enc_sq: Any,
+    through: Any,
+    adamw: Any,
+    n: Any,
+    d: Any,
+    size: Any,
+    LONG: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAIRS: tl.constexpr,
+) -> None:
+    """One group of `size` latents, one after the other."""
+    group = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    inside = column < d
+    through_D = tl.zeros([BLOCK_D], tl.float32)
+    for latent in range(group * size, tl.minimum(group * size + size, n)):
+        at_D = latent * d + column
+        enc_old_D, dec_old_D = tl.load(W_enc + at_D, inside, 0.0), tl.load(W_dec + at_D, inside, 0.0)
+        stretch, last = tl.load(stretches + latent), tl.load(stretches + latent + 1)
+        begin, end = tl.load(starts + latent) + (last - stretch) * LONG, tl.load(starts + latent + 1)
+        enc_D, dec_D, bias = _gather(
+            centred, error, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS
+        )
+        for number in range(stretch, last):
+            sums_D = sums + number.to(tl.int64) * 2 * d + column
+            enc_D += tl.load(sums_D, inside, 0.0)
+            dec_D += tl.load(sums_D + d, inside, 0.0)
+            bias += tl.load(biases + number)
+        place = tl.load(dead_place + latent).to(tl.int64)
+        dead = place >= 0
+        enc_D += tl.load(dead_W_enc + place * d + column, inside & dead, 0.0)
+        dec_D += tl.load(dead_W_dec + place * d + column, inside & dead, 0.0)
+        bias += tl.load(dead_b_enc + place, dead, 0.0)
+        through_D += bias * enc_old_D
+
+        enc_D = _adamw(W_enc, W_enc_avg, W_enc_sq, at_D, inside, enc_old_D, enc_D, adamw)
+        tl.store(W_enc + at_D, enc_D, inside)
+        dec_D -= tl.sum(dec_D * dec_old_D, 0) * dec_old_D
+        dec_D = _adamw(W_dec, W_dec_avg, W_dec_sq, at_D, inside, dec_old_D, dec_D, adamw)
+        tl.store(W_dec + at_D, dec_D / tl.sqrt(tl.sum(dec_D * dec_D, 0)), inside)
+        old = tl.load(b_enc + latent)
+        tl.store(b_enc + latent, _adamw(b_enc, b_enc_avg, b_enc_sq, latent, latent < n, old, bias, adamw))
+    tl.store(through + group * d + column, through_D, inside)
