@@ -48,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "WANDB_MODE": "offline",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels for a GPU run without one; 0: on the GPU
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

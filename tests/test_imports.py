@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("sae_core", "tasks", "flows", "deployments")  # each may import itself and what stands left of it
 
 # sae_core computes: what it may import besides the standard library.
-CORE_LIBRARIES = {"torch", "numpy", "pydantic", "safetensors", "numba"}
+CORE_LIBRARIES = {"torch", "numpy", "pydantic", "safetensors", "numba", "triton"}
 
 # What costs so much to import that `saeflow plan` could not answer in two seconds.
-HEAVY = {"anthropic", "datasets", "pandas", "prefect", "pyarrow", "ray", "s3fs", "torch", "transformers", "wandb"}
+HEAVY = {"anthropic", "datasets", "pandas", "prefect", "pyarrow", "ray", "s3fs", "torch", "transformers", "triton", "wandb"}
 LIGHT = ("flows.cli", "flows.config", "flows.dag", "flows.planner")  # and every module that declares a Stage
 
 # tasks/settings.py alone reads the environment; these set variables for the processes that they start.

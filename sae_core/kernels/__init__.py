@@ -1,16 +1,18 @@
 """The training step, fitted to where it runs; each way gives the same result within rounding.
 
-    step.py         what a step is to the trainer
-    reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
-    cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py, cpu_loops.py)
+step.py         what a step is to the trainer
+reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
+cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py, cpu_loops.py)
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import distributed as dist
 
 from sae_core.gradients import written_by_hand
+from sae_core.kernels import ranks
 from sae_core.kernels.reference import DenseStep
 from sae_core.kernels.step import Found, Moments, Step, StepOptions
 from sae_core.sae import SAE
@@ -27,13 +29,17 @@ def step_for(
     get the same; None: this one alone.
     """
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    device = sae.W_enc.device
+    plain = all(t.device == device and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
     if plain and written_by_hand(sae) and options.clip_norm is None:
-        from sae_core.kernels import cpu  # numba takes a second to import
+        if device.type == "cpu":
+            from sae_core.kernels import cpu  # numba takes a second to import
 
-        here = torch.tensor(int(cpu.available()))
-        if group:  # ranks that exchange different things would wait for each other for ever
-            dist.all_reduce(here, op=dist.ReduceOp.MIN, group=group)
-        if here:
-            return cpu.FusedStep(sae, moments, options, group)
+            if ranks.agreed(cpu.available(), device, group):
+                return cpu.FusedStep(sae, moments, options, group)
+        if device.type == "cuda" and ranks.agreed(find_spec("triton") is not None, device, group):
+            from sae_core.kernels import gpu
+
+            if gpu.sparse_wins(len(sae.W_enc), sae.config.k, options.rows, dist.get_world_size(group) if group else 1):
+                return gpu.TritonStep(sae, moments, options, group)
     return DenseStep(sae, moments, options, group)

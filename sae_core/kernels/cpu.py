@@ -19,9 +19,10 @@ from torch import distributed as dist
 
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
+from sae_core.kernels import ranks
 from sae_core.kernels.compiled import ROWS
 from sae_core.kernels.cpu_top_k import top_k
-from sae_core.kernels.step import Found, Moments, StepOptions
+from sae_core.kernels.step import AdamW, Found, Moments, StepOptions
 from sae_core.sae import TopKSAE
 
 PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
@@ -57,9 +58,8 @@ class FusedStep:
         self._options = options
         self._scale = 2 / (options.rows * options.variance)
         self._group = group if group and dist.get_world_size(group) > 1 else None
-        rank, world = (dist.get_rank(self._group), dist.get_world_size(self._group)) if self._group else (0, 1)
         rows, k = options.rows, sae.config.k
-        self._own = slice(rank * (rows // world), (rank + 1) * (rows // world))
+        self._own = ranks.share(rows, self._group)
         n, d = sae.W_enc.shape
         ideal = (n / k) ** 0.5  # makes chunk maxima and the values in surviving chunks equally many
         self._width = max(width for width in (1, 2, 4, 8, 16, 32) if width == 1 or width <= ideal)
@@ -67,7 +67,7 @@ class FusedStep:
 
         self._x_BD = torch.empty(rows, d)
         self._centred_BD = torch.empty(rows, d)
-        self._pre_TN = torch.empty(min(rows // world, max(1, TILE_ELEMENTS // n)), n)
+        self._pre_TN = torch.empty(min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n)), n)
         self._error_BD = torch.empty(rows, d)
         self._values_BK = np.empty((rows, k), np.float32)
         self._d_values_BK = np.empty((rows, k), np.float32)
@@ -95,7 +95,9 @@ class FusedStep:
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
         pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
         if self._group:
-            self._exchange()
+            for array in (self._x_BD.numpy(), self._values_BK, self._places_BK, self._counts_B):
+                ranks.gather(torch.from_numpy(array), self._own, self._group)
+            torch.sub(self._x_BD, sae.b_pre, out=self._centred_BD)
         loops.errors(
             self._x_BD.numpy(),
             self._moving["b_pre"].weight,
@@ -157,27 +159,9 @@ class FusedStep:
                 torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[own])
         return pre_BM
 
-    def _exchange(self) -> None:
-        """Every rank's rows and codes on every rank."""
-        world = dist.get_world_size(self._group)
-        for array in (self._x_BD.numpy(), self._values_BK, self._places_BK, self._counts_B):
-            whole = torch.from_numpy(array)
-            dist.all_gather(list(whole.chunk(world)), whole[self._own].clone(), group=self._group)
-        torch.sub(self._x_BD, self._sae.b_pre, out=self._centred_BD)
-
     def update(self, learning_rate: float, number: int) -> None:
-        options = self._options
         start_threads()
-        constants = (
-            learning_rate / (1 - options.beta1**number),
-            1 / (1 - options.beta2**number) ** 0.5,
-            options.epsilon,
-            options.beta1,
-            1 - options.beta1,
-            options.beta2,
-            1 - options.beta2,
-            1 - learning_rate * options.weight_decay,
-        )
+        adamw = self._options.adamw(learning_rate, number)
         loops.update(
             self._centred_BD.numpy(),
             self._error_BD.numpy(),
@@ -189,7 +173,7 @@ class FusedStep:
             self._dead_place_N,
             *self._dead,
             *(self._moving[name] for name in PARAMETERS),
-            loops.AdamW(*map(np.float32, constants)),
+            AdamW(*map(np.float32, adamw)),
         )
 
 

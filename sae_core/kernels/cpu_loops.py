@@ -9,6 +9,7 @@ import numpy as np
 from numba import prange
 
 from sae_core.kernels.compiled import ROWS, compiled, dot, fma, part
+from sae_core.kernels.step import AdamW
 
 LATENT_BLOCKS = 64
 
@@ -19,19 +20,6 @@ class Moving(NamedTuple):
     weight: np.ndarray
     exp_avg: np.ndarray
     exp_avg_sq: np.ndarray
-
-
-class AdamW(NamedTuple):
-    """AdamW's constants of one step, each np.float32."""
-
-    step_size: Any  # lr / (1 - beta1^t)
-    root: Any  # 1 / sqrt(1 - beta2^t)
-    epsilon: Any
-    beta1: Any
-    rest1: Any  # 1 - beta1, rounded once
-    beta2: Any
-    rest2: Any
-    keep: Any  # 1 - lr x weight decay
 
 
 @part

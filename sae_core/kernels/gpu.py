@@ -26,9 +26,20 @@ from sae_core.kernels.gpu_top_k import top_k
 from sae_core.kernels.step import Found, Moments, StepOptions
 from sae_core.sae import TopKSAE
 
-TILE_LATENTS = 8192  # of one row, held in registers while its largest are found
+TILE_LATENTS = 4096  # of one row, held in registers while its largest are found
 TILE_ELEMENTS = 1 << 26  # pre-activations held at once: 256 MiB
 LAG = 2  # steps
+MOST_K = 4096  # kept in registers while they are merged
+PAIRS_PER_LATENT = 16  # of the global batch, up to which exchanging codes wins on paper: tests/benchmarks/NOTES.md
+
+
+def sparse_wins(n: int, k: int, rows: int, world: int) -> bool:
+    """Whether this step, and not DenseStep, is for `rows` rows shared by `world` ranks: the same on every rank.
+
+    DenseStep gathers as well and makes dense gradients besides, so alone this one wins. Ranks that exchange codes all
+    sum up the pairs of the global batch, which takes longer than adding up dense gradients where these are many.
+    """
+    return k <= MOST_K and (world == 1 or rows * k <= PAIRS_PER_LATENT * n)
 
 
 class TritonStep:
@@ -111,34 +122,33 @@ class TritonStep:
         if self._group:
             for tensor in total:
                 dist.all_reduce(tensor, group=self._group)
+        squared_error *= ~lives_M.all()
         dead.place_N[dead_M] = torch.arange(len(dead_M), dtype=torch.int32, device=self._device)
         return dead, squared_error
 
     def _no_gradients(self, dead: int) -> loops.DeadGradients:
         n, d = self._sae.W_enc.shape
         place_N = torch.full((n,), -1, dtype=torch.int32, device=self._device)
-        return loops.DeadGradients(
-            place_N, *torch.zeros(2, dead, d, device=self._device), torch.zeros(dead, device=self._device)
-        )
+        W_enc_MD, W_dec_MD = torch.zeros(2, dead, d, device=self._device)
+        return loops.DeadGradients(place_N, W_enc_MD, W_dec_MD, torch.zeros(dead, device=self._device))
 
     @torch.no_grad()
     def update(self, learning_rate: float, number: int) -> None:
         if self._pairs is None:
             raise RuntimeError("There is no gradient to update with: call gradients() first.")
         pairs, self._pairs = self._pairs, None
-        options = self._options
-        adamw = loops.AdamW(
-            learning_rate / (1 - options.beta1**number),
-            1 / (1 - options.beta2**number) ** 0.5,
-            options.epsilon,
-            options.beta1,
-            1 - options.beta1,
-            options.beta2,
-            1 - options.beta2,
-            1 - learning_rate * options.weight_decay,
+        adamw = self._options.adamw(learning_rate, number)
+        through_GD = loops.update(
+            self._centred_BD,
+            self._error_BD,
+            self._scale,
+            pairs,
+            self._dead,
+            self._moving["W_enc"],
+            self._moving["W_dec"],
+            self._moving["b_enc"],
+            adamw,
         )
-        weights = (self._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
-        through_GD = loops.update(self._centred_BD, self._error_BD, self._scale, pairs, self._dead, *weights, adamw)
         gradient_D = self._error_BD.sum(0) * self._scale - through_GD.sum(0)
         weight_D, (mean_D, square_D) = self._moving["b_pre"]
         mean_D.mul_(adamw.beta1).add_(gradient_D, alpha=adamw.rest1)

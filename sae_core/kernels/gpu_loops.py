@@ -6,31 +6,18 @@ Shapes: B rows, D d_in, N n_latents, K k, P pairs (row, latent) that fired, M de
 G groups of latents.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sae_core.kernels.step import Moments
+from sae_core.kernels.step import AdamW, Moments
 
 LONG = 256  # pairs that one program sums up; a latent that fires at every row would else keep all others waiting
 GROUPS = 2048  # programs of the update: several for each of some 130 multiprocessors
 PAIRS = 2  # table rows that a program asks for at once
-
-
-class AdamW(NamedTuple):
-    """AdamW's constants of one step."""
-
-    step_size: float  # lr / (1 - beta1^t)
-    root: float  # 1 / sqrt(1 - beta2^t)
-    epsilon: float
-    beta1: float
-    rest1: float  # 1 - beta1
-    beta2: float
-    rest2: float
-    keep: float  # 1 - lr x weight decay
 
 
 class Pairs(NamedTuple):
@@ -116,26 +103,26 @@ def update(
 
 
 def _blocks(d: int) -> dict[str, int]:
-    """A whole row in registers, 16 numbers of it a thread."""
+    """A whole row in registers, 8 numbers of it a thread as long as that is possible."""
     block = triton.next_power_of_2(d)
-    return {"BLOCK_D": block, "PAIRS": PAIRS, "num_warps": min(16, max(1, block // 512))}
+    return {"BLOCK_D": block, "PAIRS": PAIRS, "num_warps": min(16, max(1, block // 256))}
 
 
 @triton.jit
 def _errors(
-    centred: Any,
-    b_pre: Any,
-    W_dec: Any,
-    values: Any,
-    latents: Any,
-    n: Any,
-    error: Any,
-    sums: Any,
-    d: Any,
-    k: Any,
+    centred,
+    b_pre,
+    W_dec,
+    values,
+    latents,
+    n,
+    error,
+    sums,
+    d,
+    k,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
-) -> None:
+):
     """One row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
@@ -158,18 +145,18 @@ def _errors(
 
 @triton.jit
 def _gather(
-    centred: Any,
-    error: Any,
-    rows: Any,
-    values: Any,
-    scale: Any,
-    begin: Any,
-    end: Any,
-    direction_D: Any,
-    d: Any,
+    centred,
+    error,
+    rows,
+    values,
+    scale,
+    begin,
+    end,
+    direction_D,
+    d,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
-) -> Any:
+):
     """The gradients that pairs begin to end give a latent: of its row of W_enc, of that of W_dec, and of b_enc.
 
     The gradient of a value is the error times the decoder direction; the same error makes the gradient of W_dec.
@@ -193,23 +180,23 @@ def _gather(
 
 @triton.jit
 def _stretches(
-    centred: Any,
-    error: Any,
-    rows: Any,
-    values: Any,
-    scale: Any,
-    starts: Any,
-    stretches: Any,
-    latents: Any,
-    W_dec: Any,
-    sums: Any,
-    biases: Any,
-    n: Any,
-    d: Any,
+    centred,
+    error,
+    rows,
+    values,
+    scale,
+    starts,
+    stretches,
+    latents,
+    W_dec,
+    sums,
+    biases,
+    n,
+    d,
     LONG: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
-) -> None:
+):
     """One stretch of LONG pairs of one latent."""
     number = tl.program_id(0).to(tl.int64)
     latent = tl.load(latents + number).to(tl.int64)
@@ -227,7 +214,7 @@ def _stretches(
 
 
 @triton.jit
-def _adamw(weight: Any, exp_avg: Any, exp_avg_sq: Any, at: Any, inside: Any, old: Any, gradient: Any, adamw: Any) -> Any:
+def _adamw(weight, exp_avg, exp_avg_sq, at, inside, old, gradient, adamw):
     """Loshchilov & Hutter 2019, algorithm 2, in torch's order of operations; keeps the moments, returns the weight."""
     step_size, root, epsilon, beta1, rest1, beta2, rest2, keep = adamw
     mean = beta1 * tl.load(exp_avg + at, inside, 0.0) + rest1 * gradient
@@ -239,37 +226,37 @@ def _adamw(weight: Any, exp_avg: Any, exp_avg_sq: Any, at: Any, inside: Any, old
 
 @triton.jit
 def _update(
-    centred: Any,
-    error: Any,
-    rows: Any,
-    values: Any,
-    scale: Any,
-    starts: Any,
-    stretches: Any,
-    sums: Any,
-    biases: Any,
-    dead_place: Any,
-    dead_W_enc: Any,
-    dead_W_dec: Any,
-    dead_b_enc: Any,
-    W_enc: Any,
-    W_enc_avg: Any,
-    W_enc_sq: Any,
-    W_dec: Any,
-    W_dec_avg: Any,
-    W_dec_sq: Any,
-    b_enc: Any,
-    b_enc_avg: Any,
-    b_enc_sq: Any,
-    through: Any,
-    adamw: Any,
-    n: Any,
-    d: Any,
-    size: Any,
+    centred,
+    error,
+    rows,
+    values,
+    scale,
+    starts,
+    stretches,
+    sums,
+    biases,
+    dead_place,
+    dead_W_enc,
+    dead_W_dec,
+    dead_b_enc,
+    W_enc,
+    W_enc_avg,
+    W_enc_sq,
+    W_dec,
+    W_dec_avg,
+    W_dec_sq,
+    b_enc,
+    b_enc_avg,
+    b_enc_sq,
+    through,
+    adamw,
+    n,
+    d,
+    size,
     LONG: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
-) -> None:
+):
     """One group of `size` latents, one after the other."""
     group = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
@@ -280,11 +267,9 @@ def _update(
         enc_old_D, dec_old_D = tl.load(W_enc + at_D, inside, 0.0), tl.load(W_dec + at_D, inside, 0.0)
         stretch, last = tl.load(stretches + latent), tl.load(stretches + latent + 1)
         begin, end = tl.load(starts + latent) + (last - stretch) * LONG, tl.load(starts + latent + 1)
-        enc_D, dec_D, bias = _gather(
-            centred, error, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS
-        )
+        enc_D, dec_D, bias = _gather(centred, error, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS)
         for number in range(stretch, last):
-            sums_D = sums + number.to(tl.int64) * 2 * d + column
+            sums_D = sums + number * 2 * d + column
             enc_D += tl.load(sums_D, inside, 0.0)
             dec_D += tl.load(sums_D + d, inside, 0.0)
             bias += tl.load(biases + number)

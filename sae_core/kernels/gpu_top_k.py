@@ -3,8 +3,6 @@
 Shapes: B rows, T latents of one tile, K k.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,18 +27,18 @@ def top_k(pre_BT: Tensor, bias_T: Tensor, first: int, nobody: int, values_BK: Te
 
 @triton.jit
 def _merge(
-    pre: Any,
-    stride: Any,
-    bias: Any,
-    first: Any,
-    width: Any,
-    nobody: Any,
-    values: Any,
-    latents: Any,
-    k: Any,
+    pre,
+    stride,
+    bias,
+    first,
+    width,
+    nobody,
+    values,
+    latents,
+    k,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
-) -> None:
+):
     """One row. A positive float and its bits read as an integer have the same order: the least key kept is found by
     bisection of the bits, all of it in registers."""
     row = tl.program_id(0).to(tl.int64)
@@ -55,38 +53,33 @@ def _merge(
     key = tl.where(value != value, NAN, key)
 
     low, high = 1, tl.maximum(tl.max(key, 0), tl.max(old_key, 0)) + 1
-    found = _reach(old_key, low) + _reach(key, low)
-    while (found > k) & (high - low > 1):  # more than k reach low, fewer than k reach high
+    old_count = tl.sum((old_key >= low).to(tl.int32), 0)
+    count = old_count + tl.sum((key >= low).to(tl.int32), 0)
+    while (count > k) & (high - low > 1):  # more than k reach low, fewer than k reach high
         middle = low + (high - low) // 2
-        count = _reach(old_key, middle) + _reach(key, middle)
-        low = tl.where(count >= k, middle, low)
-        high = tl.where(count >= k, high, middle)
-        found = tl.where(count >= k, count, found)
+        old_reach = tl.sum((old_key >= middle).to(tl.int32), 0)
+        reach = old_reach + tl.sum((key >= middle).to(tl.int32), 0)
+        enough = reach >= k
+        low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+        old_count, count = tl.where(enough, old_reach, old_count), tl.where(enough, reach, count)
 
-    least = tl.where(found > k, low + 1, low)  # where more than k reach low they are equal: some of them have room
-    above = _reach(old_key, least)
-    total = above + _reach(key, least)
-    room = k - total
+    least = tl.where(count > k, low + 1, low)  # where more than k reach low they are equal, and some have room
+    old_above = tl.sum((old_key >= least).to(tl.int32), 0)
+    room = k - old_above - tl.sum((key >= least).to(tl.int32), 0)
     kept, at = _places(old_key, low, least, room, 0, 0)
     tl.debug_barrier()  # the whole program has read the old ones
     tl.store(values + row * k + at, old_key.to(tl.float32, bitcast=True), kept)
     tl.store(latents + row * k + at, old_latent, kept)
-    ties = _reach(old_key, low) - above
-    kept, at = _places(key, low, least, room, above, ties)
+    kept, at = _places(key, low, least, room, old_above, old_count - old_above)
     tl.store(values + row * k + at, key.to(tl.float32, bitcast=True), kept)
     tl.store(latents + row * k + at, first + place, kept)
-    free = (slot >= tl.minimum(found, k)) & (slot < k)
+    free = (slot >= count) & (slot < k)
     tl.store(values + row * k + slot, tl.zeros([BLOCK_K], tl.float32), free)
     tl.store(latents + row * k + slot, tl.zeros([BLOCK_K], tl.int32) + nobody, free)
 
 
 @triton.jit
-def _reach(key: Any, least: Any) -> Any:
-    return tl.sum((key >= least).to(tl.int32), 0)
-
-
-@triton.jit
-def _places(key: Any, low: Any, least: Any, room: Any, above: Any, ties: Any) -> Any:
+def _places(key, low, least, room, above, ties):
     """Which keys stay (those from `least` on, and the first `room` of those equal to a lower `low`), and where.
 
     `above` and `ties` have come before them. Both counts run in one sum, the second in its upper half.

@@ -8,10 +8,9 @@ Shapes: B rows of this rank, D d_in, N n_latents.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
-
 
 EncoderPrecision = Literal["fp32", "tf32", "bf16"]
 
@@ -21,6 +20,19 @@ class Moments(NamedTuple):
 
     exp_avg: Tensor
     exp_avg_sq: Tensor
+
+
+class AdamW(NamedTuple):
+    """AdamW's constants of one step: floats, or what a kernel wants them as."""
+
+    step_size: Any  # lr / (1 - beta1^t)
+    root: Any  # 1 / sqrt(1 - beta2^t)
+    epsilon: Any
+    beta1: Any
+    rest1: Any  # 1 - beta1, rounded once
+    beta2: Any
+    rest2: Any
+    keep: Any  # 1 - lr x weight decay
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,19 @@ class StepOptions:
     select_per_rank: bool = False  # whether batch-wide selections look at each rank's rows alone
     micro_batch: int | None = None  # rows whose dense codes may be held at once; None: all of this rank
     encoder_precision: EncoderPrecision = "fp32"  # of the factors in the encoder's matmul; read by gpu.py alone
+
+    def adamw(self, learning_rate: float, number: int) -> AdamW:
+        """The constants of update `number`, counted from 1."""
+        return AdamW(
+            learning_rate / (1 - self.beta1**number),
+            1 / (1 - self.beta2**number) ** 0.5,
+            self.epsilon,
+            self.beta1,
+            1 - self.beta1,
+            self.beta2,
+            1 - self.beta2,
+            1 - learning_rate * self.weight_decay,
+        )
 
 
 class Found(NamedTuple):

@@ -1,0 +1,215 @@
+"""The GPU's step against the float64 reference, in Triton's interpreter on the CPU.
+
+    TRITON_INTERPRET=0 python -m pytest tests/sae_core/kernels/test_gpu.py        the same on a GPU
+"""
+
+import datetime
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+
+from sae_core import ActivationError, SAEConfig, TopKSAE, Trainer, TrainerConfig
+from sae_core.kernels import Found, Moments, Step, StepOptions
+from sae_core.kernels.reference import DenseStep
+
+pytest.importorskip("triton", reason="triton is not installed (it is there for Linux only)")
+from sae_core.kernels import gpu, gpu_loops, gpu_top_k  # after conftest.py has chosen the interpreter
+
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+V = 3.7
+PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
+SHAPES = [(9, 21, 5, 7), (20, 18, 3, 5), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several tiles of latents and of rows, groups of latents, and stretches of pairs in small shapes too."""
+    monkeypatch.setattr(gpu, "TILE_LATENTS", 16)
+    monkeypatch.setattr(gpu, "TILE_ELEMENTS", 64)
+    monkeypatch.setattr(gpu_loops, "GROUPS", 8)
+    monkeypatch.setattr(gpu_loops, "LONG", 2)
+
+
+def prepared(kind: type, d: int, n: int, k: int, rows: int, **changes) -> tuple[Step, TopKSAE, dict[str, Moments]]:
+    """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
+    sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        sae.b_enc -= 0.5
+    sae = sae.to(DEVICE, torch.float64 if kind is DenseStep else torch.float32)
+    options = {"auxiliary": 0.25, "k_auxiliary": 3, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
+    moments = {name: Moments(torch.zeros_like(p), torch.zeros_like(p)) for name, p in sae.named_parameters()}
+    moments = {name: Moments(*(tensor.detach() for tensor in pair)) for name, pair in moments.items()}
+    return kind(sae, moments, StepOptions(rows=rows, variance=V, **(options | changes))), sae, moments
+
+
+def batch(rows: int, d: int, number: int) -> torch.Tensor:
+    return torch.randn(rows, d, generator=torch.Generator().manual_seed(100 + number)).to(DEVICE)
+
+
+def found_by(step: Step, x_BD: torch.Tensor, dead: list[int]) -> Found:
+    """The step's gradients with these latents dead."""
+    dead_N = torch.zeros(len(step._sae.b_enc), dtype=torch.bool, device=DEVICE)
+    dead_N[dead] = True
+    return step.gradients(x_BD, x_BD, dead_N, 0.0)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = float((found.double() - expected.double()).norm())
+    return difference / float(expected.double().norm()) if difference else 0.0
+
+
+@pytest.mark.parametrize("dead", [0, 1, 5, "all"])
+@pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
+def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
+    """With beta1 = 0 the mean gradient after an update is the gradient."""
+    (step, _, moments), (dense, _, expected) = (prepared(kind, d, n, k, rows, beta1=0.0) for kind in KINDS)
+    numbers = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else dead].tolist()
+    x_BD = batch(rows, d, 0)
+    found, wanted = found_by(step, x_BD, numbers), found_by(dense, x_BD.double(), numbers)
+    torch.testing.assert_close(found.sums, wanted.sums, rtol=1e-6, atol=0)
+    assert found.fired_N.tolist() == wanted.fired_N.tolist()
+    step.update(1e-3, 1)
+    dense.update(1e-3, 1)
+    for name in PARAMETERS:
+        assert relative_error(moments[name].exp_avg, expected[name].exp_avg) <= 1e-6, name
+
+
+KINDS = (gpu.TritonStep, DenseStep)
+
+
+@pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES[1:3])
+def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows):
+    (step, sae, moments), (dense, twin, expected) = (prepared(kind, d, n, k, rows) for kind in KINDS)
+    for number in range(1, 5):
+        x_BD, dead = batch(rows, d, number), list(range(0, n, 3))
+        found, wanted = found_by(step, x_BD, dead), found_by(dense, x_BD.double(), dead)
+        torch.testing.assert_close(found.sums, wanted.sums, rtol=1e-5, atol=0)
+        step.update(1e-2 / number, number)
+        dense.update(1e-2 / number, number)
+    for name in PARAMETERS:
+        assert relative_error(getattr(sae, name).detach(), getattr(twin, name).detach()) <= 1e-6, name
+        assert relative_error(moments[name].exp_avg_sq, expected[name].exp_avg_sq) <= 1e-5, name
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(n, device=DEVICE))
+
+
+def test_a_latent_that_has_died_takes_part_two_steps_later_and_one_that_lives_again_does_not():
+    step, _, _ = prepared(gpu.TritonStep, 3, 8, 2, 4)
+    auxiliary = []
+    for number, dead in enumerate(([], [1, 2], [1, 2], [1, 2], [], [1, 2]), start=1):
+        auxiliary.append(float(found_by(step, batch(4, 3, 0), dead).sums[1]) > 0)
+        step.update(0.0, number)
+    assert auxiliary == [False, False, False, True, False, True]
+
+
+@pytest.mark.parametrize("tile", [4, 16, 64])
+@pytest.mark.parametrize("kind", ["numbers", "ties", "few"])
+@pytest.mark.parametrize(("n", "k"), [(37, 5), (16, 16), (5, 1)])
+def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(n, k, kind, tile):
+    generator = torch.Generator().manual_seed(n)
+    pre_BN = torch.randn(4, n, generator=generator)
+    if kind != "numbers":
+        pre_BN = torch.randint(-2, 3, (4, n), generator=generator) - 1.0 * (kind == "few")
+    pre_BN, bias_N = pre_BN.to(DEVICE), torch.randint(0, 2, (n,), generator=generator).float().to(DEVICE)
+    values_BK = torch.full((4, k), torch.nan, device=DEVICE)
+    latents_BK = torch.full((4, k), -7, dtype=torch.int32, device=DEVICE)
+    for first in range(0, n, tile):
+        part = slice(first, first + tile)
+        gpu_top_k.top_k(pre_BN[:, part], bias_N[part], first, n, values_BK, latents_BK)
+    total_BN = pre_BN + bias_N
+    order_BK = total_BN.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    for total_N, order_K, values_K, latents_K in zip(total_BN, order_BK, values_BK, latents_BK, strict=True):
+        kept = sorted((place, float(total_N[place])) for place in order_K.tolist() if total_N[place] > 0)
+        free = [(n, 0.0)] * (k - len(kept))
+        assert list(zip(latents_K.tolist(), values_K.tolist(), strict=True)) == kept + free
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_shows_in_the_figures(value):
+    x_BD = batch(4, 3, 0)
+    x_BD[2, 1] = value
+    assert not found_by(prepared(gpu.TritonStep, 3, 8, 2, 4)[0], x_BD, []).sums.isfinite().all()
+    step, sae, _ = prepared(gpu.TritonStep, 3, 8, 2, 4)
+    with torch.no_grad():
+        sae.W_enc[5] = value
+    assert not found_by(step, batch(4, 3, 0), []).sums[0].isfinite() or value == -torch.inf
+
+
+def steps_of_a_rank(rank: int, world: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
+    )
+    state = some_steps(dist.group.WORLD, slice(rank * 4 // world, (rank + 1) * 4 // world))
+    torch.save(state, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads have been seen to abort an interpreter that takes its time to end
+
+
+def some_steps(group: "dist.ProcessGroup | None", own: slice) -> list[torch.Tensor]:
+    """Weights, moments and figures after two steps on this share of the rows."""
+    _, sae, moments = prepared(gpu.TritonStep, 3, 8, 2, 4)
+    step = gpu.TritonStep(sae, moments, StepOptions(4, V, 0.25, 2, 0.9, 0.99, 1e-8, 0.0), group)
+    for number in (1, 2):
+        found = found_by(step, batch(4, 3, number)[own], [1, 3, 4])
+        step.update(1e-2, number)
+    return [found.sums, found.fired_N, *sae.state_dict().values(), *(t for pair in moments.values() for t in pair)]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="gloo's ranks are on the CPU")
+def test_ranks_stay_bit_equal_and_near_the_single_process(tmp_path):
+    multiprocessing.spawn(steps_of_a_rank, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+    for shared, alone in zip(first, some_steps(None, slice(4)), strict=True):
+        torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-7)
+
+
+def test_who_gets_this_step():
+    assert gpu.sparse_wins(65536, 64, 8192, world=1) and gpu.sparse_wins(65536, 64, 8192, world=8)
+    assert not gpu.sparse_wins(65536, 64, 65536, world=8)  # each rank would sum up the pairs of all
+    assert not gpu.sparse_wins(2**17, 2**13, 16, world=1)
+
+
+def test_an_update_without_gradients_is_refused():
+    step = prepared(gpu.TritonStep, 3, 8, 2, 4)[0]
+    with pytest.raises(RuntimeError, match="call gradients"):
+        step.update(1e-3, 1)
+
+
+@pytest.mark.skipif(not INTERPRETED or not torch.cuda.is_available(), reason="no GPU, or already on it")
+def test_all_of_this_on_a_gpu():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_a_training_on_a_gpu_learns_without_making_the_host_wait(precision):
+    sae = TopKSAE(SAEConfig(d_in=64, n_latents=1024, k=8)).to(DEVICE)
+    config = TrainerConfig(batch_size=256, steps=60, dead_after_rows=2048, encoder_precision=precision)
+    trainer = Trainer(sae, config, variance=64.0)
+    assert type(trainer._step) is gpu.TritonStep
+    fvu = []
+    for number in range(60):
+        trainer.step(batch(256, 64, number % 3))
+        if number == 5:
+            torch.cuda.set_sync_debug_mode("error")
+        if number in (4, 59):
+            torch.cuda.set_sync_debug_mode("default")
+            fvu.append(trainer.figures()["fvu"])
+    assert fvu[1] < 0.5 * fvu[0]
+    trainer.step(batch(256, 64, 0) * torch.nan)
+    with pytest.raises(ActivationError, match="not finite"):
+        trainer.figures()
