@@ -1,8 +1,12 @@
 """The training step, fitted to where it runs; each way gives the same result within rounding.
 
-step.py         what a step is to the trainer
-reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
-cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py, cpu_loops.py)
+    step.py         what a step is to the trainer
+    reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
+    cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py, cpu_loops.py)
+    gpu.py          the same on a GPU, in Triton (gpu_top_k.py, gpu_loops.py)
+    ranks.py        what ranks exchange in these two
+
+`step_for` chooses among them.
 """
 
 from collections.abc import Mapping
@@ -14,10 +18,10 @@ from torch import distributed as dist
 from sae_core.gradients import written_by_hand
 from sae_core.kernels import ranks
 from sae_core.kernels.reference import DenseStep
-from sae_core.kernels.step import Found, Moments, Step, StepOptions
+from sae_core.kernels.step import EncoderPrecision, Found, Moments, Step, StepOptions
 from sae_core.sae import SAE
 
-__all__ = ["Found", "Moments", "Step", "StepOptions", "step_for"]
+__all__ = ["EncoderPrecision", "Found", "Moments", "Step", "StepOptions", "step_for"]
 
 
 def step_for(

@@ -23,7 +23,7 @@ from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
 from sae_core.kernels import gpu_loops as loops
 from sae_core.kernels import ranks
 from sae_core.kernels.gpu_top_k import top_k
-from sae_core.kernels.step import Found, Moments, StepOptions
+from sae_core.kernels.step import EncoderPrecision, Found, Moments, StepOptions
 from sae_core.sae import TopKSAE
 
 TILE_LATENTS = 4096  # of one row, held in registers while its largest are found
@@ -99,10 +99,11 @@ class TritonStep:
         n, width = len(W_enc), self._pre_BT.shape[1]
         own = (tensor[self._own] for tensor in (self._centred_BD, self._values_BK, self._latents_BK))
         for centred_BD, values_BK, latents_BK in zip(*(t.split(len(self._pre_BT)) for t in own), strict=True):
+            rows_BD = centred_BD.bfloat16() if self._options.encoder_precision == "bf16" else centred_BD
             for first in range(0, n, width):
                 tile = slice(first, min(first + width, n))
                 pre_BT = self._pre_BT[: len(centred_BD), : tile.stop - first]
-                product(centred_BD, W_enc[tile], pre_BT, self._options.encoder_precision)
+                product(rows_BD, W_enc[tile], pre_BT, self._options.encoder_precision)
                 top_k(pre_BT, b_enc[tile], first, n, values_BK, latents_BK)
 
     def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[loops.DeadGradients, Tensor]:
@@ -179,10 +180,10 @@ class _DeadLatents:
         return order_N[: int(count)]
 
 
-def product(rows_BD: Tensor, weights_TD: Tensor, out_BT: Tensor, precision: str) -> None:
-    """rows @ weights^T into fp32 memory: sums in fp32, factors rounded to `precision`."""
+def product(rows_BD: Tensor, weights_TD: Tensor, out_BT: Tensor, precision: EncoderPrecision) -> None:
+    """rows @ weights^T into fp32 memory: sums in fp32; for bf16 the rows are bf16 already, the weights are rounded."""
     if precision == "bf16":
-        torch.mm(rows_BD.bfloat16(), weights_TD.bfloat16().t(), out_dtype=torch.float32, out=out_BT)
+        torch.mm(rows_BD, weights_TD.bfloat16().t(), out_dtype=torch.float32, out=out_BT)
         return
     with _tf32() if precision == "tf32" else nullcontext():
         torch.mm(rows_BD, weights_TD.t(), out=out_BT)

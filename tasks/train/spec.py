@@ -25,6 +25,7 @@ CONCERNED: dict[str, tuple[str, ...]] = {
     "bandwidth": ("jumprelu",),
     "decoder_norm": ("relu",),
     "multi_topk": ("topk",),
+    "encoder_precision": ("topk",),
     "select_per_rank": ("batch_topk", "matryoshka"),
     "sparsity": ("relu", "jumprelu", "gated"),
     "sparsity_warmup": ("relu", "jumprelu", "gated"),
@@ -111,7 +112,6 @@ class TrainSpec(Spec):
     select_per_rank: bool | None = _at(
         31, None, "Whether each worker selects from its own tokens: the result then depends on how many there are."
     )
-
     pre_bias_from: Literal["mean", "geometric_median"] | None = _at(
         32, None, "What the pre-bias begins as. mean (empty): the data's; geometric_median: far tokens pull at it less."
     )
@@ -124,6 +124,10 @@ class TrainSpec(Spec):
     )
     validation_rows: int | None = _at(
         34, None, "Held-out tokens that show about 20 times how well it does; empty: up to 8,192; 0: none.", ge=0
+    )
+
+    encoder_precision: Literal["tf32", "bf16"] | None = _at(
+        35, None, "Of the factors in the encoder's matmul, whose sums are fp32; empty: fp32. Used by topk on a GPU."
     )
 
     @model_validator(mode="after")
@@ -199,6 +203,7 @@ class TrainSpec(Spec):
             clip_norm=self.clip_norm or CLIP_NORM.get(architecture),
             select_per_rank=bool(self.select_per_rank),
             average_decay=self.average_decay,
+            encoder_precision=self.encoder_precision or "fp32",
         )
 
     def steps_between_logs(self, rows: int) -> int:

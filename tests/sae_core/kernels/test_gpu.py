@@ -1,6 +1,8 @@
 """The GPU's step against the float64 reference, in Triton's interpreter on the CPU.
 
     TRITON_INTERPRET=0 python -m pytest tests/sae_core/kernels/test_gpu.py        the same on a GPU
+
+Shapes are small, because a program takes the interpreter up to 50 ms.
 """
 
 import datetime
@@ -16,6 +18,7 @@ from torch import multiprocessing
 from sae_core import ActivationError, SAEConfig, TopKSAE, Trainer, TrainerConfig
 from sae_core.kernels import Found, Moments, Step, StepOptions
 from sae_core.kernels.reference import DenseStep
+from tests.benchmarks import gpu as bench
 
 pytest.importorskip("triton", reason="triton is not installed (it is there for Linux only)")
 from sae_core.kernels import gpu, gpu_loops, gpu_top_k  # after conftest.py has chosen the interpreter
@@ -133,6 +136,7 @@ def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(n, k, 
         assert list(zip(latents_K.tolist(), values_K.tolist(), strict=True)) == kept + free
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, of infinity times zero
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_shows_in_the_figures(value):
     x_BD = batch(4, 3, 0)
@@ -181,10 +185,60 @@ def test_who_gets_this_step():
     assert not gpu.sparse_wins(2**17, 2**13, 16, world=1)
 
 
+def test_the_benchmark_says_that_it_needs_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 2 and "There is no GPU" in capsys.readouterr().err
+
+
 def test_an_update_without_gradients_is_refused():
     step = prepared(gpu.TritonStep, 3, 8, 2, 4)[0]
     with pytest.raises(RuntimeError, match="call gradients"):
         step.update(1e-3, 1)
+
+
+COMPILED = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from sae_core import SAEConfig, TopKSAE
+from sae_core.kernels import Moments, StepOptions, gpu
+
+class H100:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+def compile_only(function, grid):
+    def call(*args, **kwargs):
+        kernel = function.warmup(*args, grid=grid, **kwargs)
+        print(kernel.metadata.name, len(kernel.asm["cubin"]))
+    return call
+
+driver.set_active(H100())
+JITFunction.__getitem__ = compile_only
+sae = TopKSAE(SAEConfig(d_in=100, n_latents=300, k=4))
+moments = {name: Moments(*torch.zeros(2, *p.shape)) for name, p in sae.named_parameters()}
+step = gpu.TritonStep(sae, moments, StepOptions(64, 1.0, 0.0, 1, 0.9, 0.999, 1e-8, 0.0))
+x_BD = torch.zeros(64, 100)
+step.gradients(x_BD, x_BD, torch.zeros(300, dtype=torch.bool), 0.0)
+step.update(1e-3, 1)
+"""
+
+
+def test_every_kernel_compiles_for_a_gpu_without_one():
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    sizes = dict(line.split() for line in run.stdout.splitlines())
+    assert set(sizes) == {"_merge", "_errors", "_stretches", "_update"} and min(map(int, sizes.values())) > 0
 
 
 @pytest.mark.skipif(not INTERPRETED or not torch.cuda.is_available(), reason="no GPU, or already on it")
@@ -201,15 +255,15 @@ def test_a_training_on_a_gpu_learns_without_making_the_host_wait(precision):
     config = TrainerConfig(batch_size=256, steps=60, dead_after_rows=2048, encoder_precision=precision)
     trainer = Trainer(sae, config, variance=64.0)
     assert type(trainer._step) is gpu.TritonStep
-    fvu = []
+    fvu, batches = [], [batch(256, 64, number) for number in range(3)]
     for number in range(60):
-        trainer.step(batch(256, 64, number % 3))
+        trainer.step(batches[number % 3])
         if number == 5:
             torch.cuda.set_sync_debug_mode("error")
         if number in (4, 59):
             torch.cuda.set_sync_debug_mode("default")
             fvu.append(trainer.figures()["fvu"])
     assert fvu[1] < 0.5 * fvu[0]
-    trainer.step(batch(256, 64, 0) * torch.nan)
+    trainer.step(batches[0] * torch.nan)
     with pytest.raises(ActivationError, match="not finite"):
         trainer.figures()

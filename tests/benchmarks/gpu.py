@@ -1,0 +1,173 @@
+"""One training step on a GPU beside its floor, one encoder matmul of the same shape and precision.
+
+    python -m tests.benchmarks.gpu [--only PART_OF_A_NAME] [--precision bf16] [-o gpu.json]
+
+Prints for each shape and precision: the matmul, the step and both in ratio, activations per second, the step's parts,
+the most memory held against what has to be held, and DenseStep (fp32, plain torch) where that fits.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sae_core import SAEConfig, TopKSAE
+from sae_core.kernels import EncoderPrecision, Moments, Step, StepOptions
+from sae_core.kernels.reference import DenseStep
+
+
+class Shape(NamedTuple):
+    """What fixes the cost of a step."""
+
+    rows: int
+    d: int
+    n: int
+    k: int
+
+
+SHAPES = {
+    "3b": Shape(8192, 3072, 65536, 64),
+    "1b": Shape(8192, 2048, 32768, 64),
+    "8b": Shape(8192, 4096, 65536, 64),
+    "70b": Shape(8192, 8192, 65536, 64),
+    "wide": Shape(8192, 3072, 2**18, 32),
+}
+PRECISIONS: tuple[EncoderPrecision, ...] = ("fp32", "tf32", "bf16")
+REPEATS = 20
+GIB = 2**30
+
+
+def main() -> None:
+    """Measures, prints a table, writes the rows; ends with status 2 where there is nothing to measure on."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=__doc__)
+    parser.add_argument("--only", default="", help="only shapes whose name contains this")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="of the encoder's matmul; all")
+    parser.add_argument("-o", type=Path, default=Path("gpu.json"), help="where the rows go")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("There is no GPU that torch can use: run this where torch.cuda.is_available() is True.", file=sys.stderr)
+        raise SystemExit(2)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    rows = []
+    for name, shape in SHAPES.items():
+        if arguments.only in name:
+            for row in measure(name, shape, arguments.precision or PRECISIONS):
+                rows.append(row)
+                print(line(row), flush=True)
+    arguments.o.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(name: str, shape: Shape, precisions: Sequence[EncoderPrecision]) -> Iterator[dict[str, Any]]:
+    """A row for each precision, and one for DenseStep; what does not fit says so."""
+    from sae_core.kernels.gpu import TritonStep
+
+    for kind, precision in [*((TritonStep, precision) for precision in precisions), (DenseStep, "fp32")]:
+        row = {"shape": name, **shape._asdict(), "step": kind.__name__, "precision": precision}
+        torch.cuda.empty_cache()
+        try:
+            yield row | floor_and_step(shape, kind, precision)
+        except torch.OutOfMemoryError:
+            yield row | {"out_of_memory": True}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    head = "{shape:5} {step:10} {precision:5}".format(**row)
+    if "out_of_memory" in row:
+        return f"{head} does not fit into this GPU's memory"
+    parts = "".join(f"  {part} {value:.2f}" for part, value in row["parts"].items())
+    return head + (
+        " matmul {floor:7.2f} ms  step {value:7.2f} ms  ratio {ratio:5.2f}  {per_second:9.0f} activations/s  "
+        "peak {peak:6.2f} GiB of {bound:6.2f} needed{parts}"
+    ).format(**row | {"parts": parts})
+
+
+@torch.no_grad()
+def floor_and_step(shape: Shape, kind: type, precision: EncoderPrecision) -> dict[str, Any]:
+    """Median milliseconds of both, taken alternately, and what memory the step took."""
+    rows, d, n, k = shape
+    torch.cuda.reset_peak_memory_stats()
+    x_BD = torch.randn(rows, d, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    step, dead_N = prepared(shape, kind, precision), torch.zeros(n, dtype=torch.bool, device="cuda")
+    numbers = iter(range(1, 1_000_000))
+
+    def whole() -> None:
+        step.gradients(x_BD, x_BD, dead_N, 0.0)
+        step.update(1e-4, next(numbers))
+
+    whole()
+    peak = torch.cuda.max_memory_allocated() / GIB
+    matmul = encoder(x_BD, n, precision)
+    times = in_turn({"step": whole, "matmul": matmul} | (parts(step) if kind is not DenseStep else {}))
+    value, below = times.pop("step"), times.pop("matmul")
+    return {
+        "value": value,
+        "floor": below,
+        "ratio": value / below,
+        "per_second": 1e3 * rows / value,
+        "peak": peak,
+        "bound": 4 * (3 * (2 * n * d + n + d) + rows * (3 * d + 2 * k)) / GIB,
+        "parts": times,
+    }
+
+
+def prepared(shape: Shape, kind: type, precision: EncoderPrecision) -> Step:
+    """A step whose autoencoder and moments lie on the GPU."""
+    sae = TopKSAE(SAEConfig(d_in=shape.d, n_latents=shape.n, k=shape.k)).to("cuda")
+    moments = {
+        name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
+        for name, tensor in sae.named_parameters()
+    }
+    options = StepOptions(shape.rows, shape.d, 1 / 32, 2048, 0.9, 0.999, 6.25e-10, 0.0, encoder_precision=precision)
+    return kind(sae, moments, options)
+
+
+def encoder(x_BD: torch.Tensor, n: int, precision: EncoderPrecision) -> Callable[[], Any]:
+    """One matmul of these rows with random weights into memory that is there; factors are rounded beforehand."""
+    from sae_core.kernels.gpu import product
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rows_BD, pre_BN = x_BD.to(dtype), torch.empty(len(x_BD), n, device="cuda")
+    weights_ND = torch.randn(n, x_BD.shape[1], device="cuda", dtype=dtype)
+    return lambda: product(rows_BD, weights_ND, pre_BN, precision)
+
+
+def parts(step: Any) -> dict[str, Callable[[], Any]]:
+    """What a step of the Triton kernels is made of, each part by itself on what the last step left."""
+    from sae_core.kernels import gpu_loops
+
+    sae, codes = step._sae, (step._values_BK, step._latents_BK)
+    pairs = gpu_loops.Pairs.of(*codes, len(sae.b_enc))
+    moving = (step._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
+    table = (step._centred_BD, step._error_BD, step._scale, pairs, step._no_gradients(0), *moving)
+    still = step._options.adamw(0.0, 1)
+    return {
+        "encode": step._encode,
+        "errors": lambda: gpu_loops.errors(step._centred_BD, sae.b_pre, sae.W_dec, *codes, step._error_BD),
+        "sort": lambda: gpu_loops.Pairs.of(*codes, len(sae.b_enc)),
+        "update": lambda: gpu_loops.update(*table, still),
+    }
+
+
+def in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median milliseconds of each, by the GPU's own clock."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(REPEATS + 3):
+        for name, call in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            if repeat >= 3:
+                times[name].append(begin.elapsed_time(end))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+if __name__ == "__main__":
+    main()
