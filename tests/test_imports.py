@@ -19,7 +19,7 @@ LAYERS = ("sae_core", "tasks", "flows", "deployments")  # each may import itself
 CORE_LIBRARIES = {"torch", "numpy", "pydantic", "safetensors", "numba", "triton"}
 
 # What costs so much to import that `saeflow plan` could not answer in two seconds.
-HEAVY = {"anthropic", "datasets", "pandas", "prefect", "pyarrow", "ray", "s3fs", "torch", "transformers", "triton", "wandb"}
+HEAVY = {"anthropic", "datasets", "pandas", "prefect", "pyarrow", "ray", "s3fs", "torch", "transformers", "wandb"}
 LIGHT = ("flows.cli", "flows.config", "flows.dag", "flows.planner")  # and every module that declares a Stage
 
 # tasks/settings.py alone reads the environment; these set variables for the processes that they start.
@@ -167,6 +167,12 @@ def test_the_environment_is_read_in_one_module(name):
 def test_the_list_of_those_who_touch_the_environment_is_not_longer_than_needed():
     for name in ENVIRONMENT:
         assert "environ" in ast.unparse(modules()[name]), f"{name} no longer needs its entry in ENVIRONMENT"
+
+
+def test_sae_core_loads_the_compilers_of_its_kernels_only_where_they_are_used():
+    code = "import sys, sae_core; print(*sorted({'numba', 'triton'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr
 
 
 def test_sae_core_says_nothing():

@@ -5,7 +5,8 @@ each other rows and codes and make the whole update each. Besides weights and mo
 pre-activations, two copies of the rows and codes of K numbers a row; while latents are dead, their two gradients too.
 
 The matmul has torch's own fp32 precision, or with `encoder_precision` tf32 or bf16 factors; sums are always fp32, and
-the selection is exact for the pre-activations that it gives. All other arithmetic is fp32.
+the selection is exact for the pre-activations that it gives. The matmuls of the auxiliary loss then have tf32 factors
+too; all else is fp32.
 
 The host never waits for the step it has just asked for. How many latents are dead it learns LAG steps later, so that a
 latent which has died takes part in the auxiliary loss only then.
@@ -13,7 +14,7 @@ latent which has died takes part in the auxiliary loss only then.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -89,7 +90,8 @@ class TritonStep:
         auxiliary_error = torch.zeros_like(squared_error)
         self._dead = self._no_gradients(0)
         if dead_M is not None and len(dead_M):
-            self._dead, auxiliary_error = self._auxiliary(dead_M, dead_N)
+            with _tf32(options.encoder_precision != "fp32"):
+                self._dead, auxiliary_error = self._auxiliary(dead_M, dead_N)
         sums = torch.stack([squared_error / options.variance, auxiliary_error / options.variance, squared_norm])
         return Found(sums, self._pairs.starts_N1.diff().long())
 
@@ -185,15 +187,17 @@ def product(rows_BD: Tensor, weights_TD: Tensor, out_BT: Tensor, precision: Enco
     if precision == "bf16":
         torch.mm(rows_BD, weights_TD.bfloat16().t(), out_dtype=torch.float32, out=out_BT)
         return
-    with _tf32() if precision == "tf32" else nullcontext():
+    with _tf32(precision == "tf32"):
         torch.mm(rows_BD, weights_TD.t(), out=out_BT)
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
-    """torch's switch, for the time of one call."""
+def _tf32(wanted: bool) -> Iterator[None]:
+    """torch's switch, for the time of a few calls."""
     matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    before = matmul.fp32_precision
+    if wanted:
+        matmul.fp32_precision = "tf32"
     try:
         yield
     finally:

@@ -125,7 +125,6 @@ class TrainSpec(Spec):
     validation_rows: int | None = _at(
         34, None, "Held-out tokens that show about 20 times how well it does; empty: up to 8,192; 0: none.", ge=0
     )
-
     encoder_precision: Literal["tf32", "bf16"] | None = _at(
         35, None, "Of the factors in the encoder's matmul, whose sums are fp32; empty: fp32. Used by topk on a GPU."
     )
