@@ -1,6 +1,6 @@
 """The trainers of other libraries, and one training step of each against the same floor as ours.
 
-    make peers      installs them into an environment of their own, where `make bench` measures from then on
+`make peers` installs them into an environment of their own, where `make bench` measures from then on.
 
     peer = PEERS["dictionary_learning", "topk"](Budget(rows=1024, d=64, n=1024, k=16, steps=1200))
     peer.step(x_BD)
@@ -59,9 +59,7 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
             print(f"{name:40} not measured: {error}; `make peers` installs it", flush=True)
             continue
         x_BD = train_step.batch(budget.rows, budget.d)
-        yield train_step.row(
-            name, lambda step=step, x_BD=x_BD: step(x_BD), train_step.floor(x_BD, budget.n)
-        )
+        yield train_step.row(name, lambda step=step, x_BD=x_BD: step(x_BD), train_step.floor(x_BD, budget.n))
 
 
 def _sparsify(budget: Budget) -> Peer:

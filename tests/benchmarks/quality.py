@@ -2,10 +2,10 @@
 
     make peers && .venv-peers/bin/python -m tests.benchmarks.quality [-k part-of-a-name] [-o quality.json]
 
-stories260K, output of block 3, 65,536 tokens of TinyStories, n=1,024, k=16, 1,200 steps of 1,024 rows in one order. Ours
-train with the train stage's defaults. Each of the others trains with its own defaults, and again with its best of four
-learning rates, chosen on validation rows and with ours' warm-up, decay and count of dead latents. Reported are means over
-seeds of the first weights, on test rows that nothing was chosen by.
+stories260K, output of block 3, 65,536 tokens of TinyStories, n=1,024, k=16, 1,200 steps of 1,024 rows in one order.
+Ours train with the train stage's defaults. Each of the others trains with its own defaults, and again with its best of
+four learning rates, chosen on validation rows and with ours' warm-up, decay and count of dead latents. Reported are
+means over seeds of the first weights, on test rows that nothing was chosen by.
 """
 
 import argparse
@@ -80,9 +80,7 @@ def measured(stories: Stories, wanted: str) -> Iterator[tuple[str, list[Quality]
         except ModuleNotFoundError as error:
             print(f"{name:44} not measured: {error}; `make peers` installs it", flush=True)
             continue
-        by_rate = {
-            rate: _peer(stories, library, architecture, rate, 0, "validation").fvu for rate in RATES[library]
-        }
+        by_rate = {rate: _peer(stories, library, architecture, rate, 0, "validation").fvu for rate in RATES[library]}
         best = min(by_rate, key=lambda rate: by_rate[rate])
         yield f"{name}, {best:g}", [_peer(stories, library, architecture, best, seed) for seed in range(SEEDS)]
 
