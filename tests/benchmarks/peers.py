@@ -45,6 +45,9 @@ class Peer(NamedTuple):
     save: Callable[[Path], Any]
 
 
+Prepared = Callable[[Budget], Peer]
+
+
 def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
     """A row for each library whose name contains `wanted`; one that is not installed is named instead."""
     torch.set_num_threads(train_step.THREADS)
@@ -142,7 +145,7 @@ def _sae_lens(budget: Budget, architecture: str) -> Peer:
     return Peer(SAETrainer(config, sae, data_provider=iter(())).step, sae.save_inference_model)
 
 
-PEERS: dict[tuple[str, str], Callable[[Budget], Peer]] = {
+PEERS: dict[tuple[str, str], Prepared] = {
     ("sparsify", "topk"): _sparsify,
     ("dictionary_learning", "topk"): lambda budget: _dictionary_learning(budget, "topk"),
     ("dictionary_learning", "batch_topk"): lambda budget: _dictionary_learning(budget, "batch_topk"),

@@ -1,6 +1,6 @@
 """Quality at one budget: autoencoders of ours and of other libraries on the same rows, measured by the same function.
 
-    make peers && .venv-peers/bin/python -m tests.benchmarks.quality [-k part-of-a-name] [-o quality.json]
+    make peers && .venv-peers/bin/python -m tests.benchmarks.quality [-k part-of-a-name] [--seeds 3]
 
 stories260K, output of block 3, 65,536 tokens of TinyStories, n=1,024, k=16, 1,200 steps of 1,024 rows in one order.
 Ours train with the train stage's defaults. Each of the others trains with its own defaults, and again with its best of
@@ -20,21 +20,24 @@ import torch
 
 from sae_core import SAE, Moments, Trainer, make_sae, read_foreign
 from tasks.train.spec import TrainSpec
-from tests.benchmarks.peers import PEERS, Budget
+from tests.benchmarks.peers import PEERS, Budget, Prepared
 from tests.benchmarks.stories import Quality, Stories
 
 BUDGET = Budget(rows=1024, d=64, n=1024, k=16, steps=1200)
-OURS: dict[str, dict[str, Any]] = {
+FORGETFUL = {"beta2": 0.99, "dead_after": 10 * BUDGET.rows, "auxiliary": 1 / 8}  # see NOTES.md
+SCALED = {"normalization": "scale"}
+OURS: dict[str, dict[str, Any]] = {  # settings of TrainSpec
     "topk": {},
-    "batch_topk": {},
-    "matryoshka": {},
-    "relu": {"normalization": "scale"},
-    "gated": {"normalization": "scale"},
-    "jumprelu": {"normalization": "scale"},
+    "topk, beta2 0.99": FORGETFUL,
+    "batch_topk": {"architecture": "batch_topk"},
+    "batch_topk, beta2 0.99": {"architecture": "batch_topk"} | FORGETFUL,
+    "matryoshka": {"architecture": "matryoshka"},
+    "relu": {"architecture": "relu"} | SCALED,
+    "gated": {"architecture": "gated"} | SCALED,
+    "jumprelu": {"architecture": "jumprelu"} | SCALED,
 }
 ADAM_RATES, SIGN_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2), (5e-3, 1e-2, 2e-2, 4e-2)
 RATES = {"sparsify": SIGN_RATES, "dictionary_learning": ADAM_RATES, "sae_lens": ADAM_RATES}
-SEEDS = 3
 
 
 def main() -> None:
@@ -42,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.quality", description=__doc__)
     parser.add_argument("-k", default="", help="only autoencoders whose name contains this")
     parser.add_argument("-o", type=Path, default=Path("quality.json"), help="where the rows go")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each, from different first weights")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     rows = []
@@ -51,7 +55,7 @@ def main() -> None:
             stories = Stories.capture(Path(folder))
         except FileNotFoundError as error:
             raise SystemExit(f"Nothing to train on: {error}.") from error
-        for name, qualities in measured(stories, arguments.k):
+        for name, qualities in measured(stories, arguments.k, arguments.seeds):
             mean = Quality(*map(statistics.mean, zip(*qualities, strict=True)))
             spread = statistics.pstdev(quality.fvu for quality in qualities)
             print(
@@ -62,27 +66,28 @@ def main() -> None:
     arguments.o.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measured(stories: Stories, wanted: str) -> Iterator[tuple[str, list[Quality]]]:
+def measured(stories: Stories, wanted: str, seeds: int) -> Iterator[tuple[str, list[Quality]]]:
     """Name and test qualities, one for each seed, of all whose name contains `wanted`."""
-    for architecture, settings in OURS.items():
-        if wanted in (name := f"saeflow {architecture}"):
-            spec = TrainSpec(
-                n_latents=BUDGET.n, k=BUDGET.k, batch_size=BUDGET.rows, steps=BUDGET.steps,
-                architecture=architecture, **settings,
-            )  # fmt: skip
-            specs = [spec.model_copy(update={"seed": seed}) for seed in range(SEEDS)]
+    for ours, settings in OURS.items():
+        if wanted in (name := f"saeflow {ours}"):
+            spec = TrainSpec(n_latents=BUDGET.n, k=BUDGET.k, batch_size=BUDGET.rows, steps=BUDGET.steps, **settings)
+            specs = [spec.model_copy(update={"seed": seed}) for seed in range(seeds)]
             yield name, [stories.quality(trained(stories, spec), "test") for spec in specs]
-    for library, architecture in PEERS:
+    for (library, architecture), prepared in PEERS.items():
         if wanted not in (name := f"{library} {architecture}"):
             continue
+
+        def qualities(rate: float | None, prepared: Prepared = prepared) -> list[Quality]:
+            return [_peer(stories, prepared, rate, seed, "test") for seed in range(seeds)]
+
         try:
-            yield f"{name}, its defaults", [_peer(stories, library, architecture, None, seed) for seed in range(SEEDS)]
+            yield f"{name}, its defaults", qualities(None)
         except ModuleNotFoundError as error:
             print(f"{name:44} not measured: {error}; `make peers` installs it", flush=True)
             continue
-        by_rate = {rate: _peer(stories, library, architecture, rate, 0, "validation").fvu for rate in RATES[library]}
+        by_rate = {rate: _peer(stories, prepared, rate, 0, "validation").fvu for rate in RATES[library]}
         best = min(by_rate, key=lambda rate: by_rate[rate])
-        yield f"{name}, {best:g}", [_peer(stories, library, architecture, best, seed) for seed in range(SEEDS)]
+        yield f"{name}, {best:g}", qualities(best)
 
 
 def trained(stories: Stories, spec: TrainSpec) -> SAE:
@@ -101,12 +106,10 @@ def trained(stories: Stories, spec: TrainSpec) -> SAE:
     return sae.requires_grad_(False).eval()
 
 
-def _peer(
-    stories: Stories, library: str, architecture: str, rate: float | None, seed: int, part: str = "test"
-) -> Quality:
+def _peer(stories: Stories, prepared: Prepared, rate: float | None, seed: int, part: str) -> Quality:
     """One whole training by another library, written by it, read and measured by us."""
     budget = BUDGET._replace(lr=rate, seed=seed)
-    peer = PEERS[library, architecture](budget)
+    peer = prepared(budget)
     for step in range(budget.steps):
         peer.step(stories.rows.batch(step, budget.rows).float())
     with tempfile.TemporaryDirectory() as folder:
