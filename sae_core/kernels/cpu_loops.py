@@ -3,7 +3,7 @@
 Shapes: B rows, D d_in, N n_latents, K k, P pairs (row, latent) that fired, M dead latents, R blocks.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
