@@ -116,9 +116,16 @@ def floor_and_step(shape: Shape, kind: type, precision: EncoderPrecision) -> dic
     }
 
 
+@torch.no_grad()
 def prepared(shape: Shape, kind: type, precision: EncoderPrecision) -> Step:
-    """A step whose autoencoder and moments lie on the GPU."""
-    sae = TopKSAE(SAEConfig(d_in=shape.d, n_latents=shape.n, k=shape.k)).to("cuda")
+    """A step whose autoencoder and moments lie on the GPU; its weights are drawn there, which takes no time."""
+    with torch.device("meta"):
+        sae = TopKSAE(SAEConfig(d_in=shape.d, n_latents=shape.n, k=shape.k))
+    sae = sae.to_empty(device="cuda")
+    for parameter in sae.parameters():
+        parameter.zero_()
+    sae.W_dec.normal_(generator=torch.Generator("cuda").manual_seed(1)).div_(sae.W_dec.norm(dim=1, keepdim=True))
+    sae.W_enc.copy_(sae.W_dec)
     moments = {
         name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
         for name, tensor in sae.named_parameters()
