@@ -23,7 +23,7 @@ from torch import distributed as dist
 from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
 from sae_core.kernels import gpu_loops as loops
 from sae_core.kernels import ranks
-from sae_core.kernels.gpu_top_k import top_k
+from sae_core.kernels.gpu_top_k import Pool, top_k
 from sae_core.kernels.step import EncoderPrecision, Found, Moments, StepOptions
 from sae_core.sae import TopKSAE
 
@@ -65,6 +65,7 @@ class TritonStep:
         width = min(n, TILE_LATENTS)
         rows = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // width))
         self._pre_BT = torch.empty(rows, width, device=self._device)
+        self._pool = Pool.for_rows(rows, k, self._device)
         self._centred_BD = torch.empty(options.rows, d, device=self._device)
         self._error_BD = torch.empty(options.rows, d, device=self._device)
         self._values_BK = torch.empty(options.rows, k, device=self._device)
@@ -106,7 +107,7 @@ class TritonStep:
                 tile = slice(first, min(first + width, n))
                 pre_BT = self._pre_BT[: len(centred_BD), : tile.stop - first]
                 product(rows_BD, W_enc[tile], pre_BT, self._options.encoder_precision)
-                top_k(pre_BT, b_enc[tile], first, n, values_BK, latents_BK)
+                top_k(pre_BT, b_enc[tile], first, n, self._pool, values_BK, latents_BK)
 
     def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[loops.DeadGradients, Tensor]:
         """Gradients of the auxiliary loss and its squared error, summed over all ranks' rows."""

@@ -114,20 +114,24 @@ def test_a_latent_that_has_died_takes_part_two_steps_later_and_one_that_lives_ag
     assert auxiliary == [False, False, False, True, False, True]
 
 
-@pytest.mark.parametrize("tile", [4, 64])
-@pytest.mark.parametrize("kind", ["numbers", "ties", "few"])
+@pytest.mark.parametrize(("tile", "places"), [(4, 8), (4, 512), (64, 8)])  # a small pool is full again and again
+@pytest.mark.parametrize("kind", ["numbers", "ascending", "ties", "few"])
 @pytest.mark.parametrize(("n", "k"), [(37, 5), (16, 16), (5, 1)])
-def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(n, k, kind, tile):
+def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(monkeypatch, n, k, kind, tile, places):
+    monkeypatch.setattr(gpu_top_k, "PLACES", places)
     generator = torch.Generator().manual_seed(n)
     pre_BN = torch.randn(4, n, generator=generator)
-    if kind != "numbers":
+    if kind == "ascending":
+        pre_BN = pre_BN.sort(dim=1).values
+    elif kind != "numbers":
         pre_BN = torch.randint(-2, 3, (4, n), generator=generator) - 1.0 * (kind == "few")
     pre_BN, bias_N = pre_BN.to(DEVICE), torch.randint(0, 2, (n,), generator=generator).float().to(DEVICE)
     values_BK = torch.full((4, k), torch.nan, device=DEVICE)
     latents_BK = torch.full((4, k), -7, dtype=torch.int32, device=DEVICE)
+    pool = gpu_top_k.Pool.for_rows(4, k, torch.device(DEVICE))
     for first in range(0, n, tile):
         part = slice(first, first + tile)
-        gpu_top_k.top_k(pre_BN[:, part], bias_N[part], first, n, values_BK, latents_BK)
+        gpu_top_k.top_k(pre_BN[:, part], bias_N[part], first, n, pool, values_BK, latents_BK)
     total_BN = pre_BN + bias_N
     order_BK = total_BN.sort(dim=1, descending=True, stable=True).indices[:, :k]
     for total_N, order_K, values_K, latents_K in zip(total_BN, order_BK, values_BK, latents_BK, strict=True):
