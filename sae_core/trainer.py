@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sae_core.errors import ActivationError, CheckpointError
-from sae_core.kernels import EncoderPrecision, Moments, StepOptions, step_for
+from sae_core.kernels import Moments, Precision, StepOptions, step_for
 from sae_core.sae import SAE
 from sae_core.schedule import ScheduleConfig, factor
 from sae_core.tracking import Tracking
@@ -48,7 +48,7 @@ class TrainerConfig(ScheduleConfig):
         None, ge=0, lt=1, description="Decay per step of an average of the weights, kept beside them; None: no average."
     )
     select_per_rank: bool = Field(False, description="Batch-wide selections look at each rank's rows alone.")
-    encoder_precision: EncoderPrecision = Field(
+    precision: Precision = Field(
         "fp32", description="Of the factors in the encoder's matmul, whose sums are fp32; used by topk on a GPU."
     )
 
@@ -102,7 +102,7 @@ class Trainer:
             clip_norm=None if config.clip_norm is None else config.clip_norm / variance,
             select_per_rank=config.select_per_rank,
             micro_batch=micro_batch,
-            encoder_precision=config.encoder_precision,
+            precision=config.precision,
         )
         self._average = {}  # of every parameter, where one is wanted
         if config.average_decay is not None:

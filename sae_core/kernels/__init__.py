@@ -18,10 +18,10 @@ from torch import distributed as dist
 from sae_core.gradients import written_by_hand
 from sae_core.kernels import ranks
 from sae_core.kernels.reference import DenseStep
-from sae_core.kernels.step import EncoderPrecision, Found, Moments, Step, StepOptions
+from sae_core.kernels.step import Found, Moments, Precision, Step, StepOptions
 from sae_core.sae import SAE
 
-__all__ = ["EncoderPrecision", "Found", "Moments", "Step", "StepOptions", "step_for"]
+__all__ = ["Found", "Moments", "Precision", "Step", "StepOptions", "step_for"]
 
 
 def step_for(

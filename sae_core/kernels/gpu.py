@@ -4,9 +4,10 @@ As on the CPU (cpu.py) no gradient of a weight matrix lies in memory, and ranks 
 each other rows and codes and make the whole update each. Besides weights and moments there are one tile of
 pre-activations, two copies of the rows and codes of K numbers a row; while latents are dead, their two gradients too.
 
-The matmul has torch's own fp32 precision, or with `encoder_precision` tf32 or bf16 factors; sums are always fp32, and
-the selection is exact for the pre-activations that it gives. The matmuls of the auxiliary loss then have tf32 factors
-too; all else is fp32.
+With `precision` fp32 all is fp32, as torch has it. With tf32 the factors in matmuls, the encoder's and those of the
+auxiliary loss, are rounded to tf32. With bf16 the encoder's are rounded to bf16, and so are the rows, errors and
+decoder directions that decoding and gradients gather, of which there are copies; sums are fp32 all the same, and so are
+weights and moments. The selection is always exact for the pre-activations that the matmul gives.
 
 The host never waits for the step it has just asked for. How many latents are dead it learns LAG steps later, so that a
 latent which has died takes part in the auxiliary loss only then.
@@ -24,7 +25,7 @@ from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
 from sae_core.kernels import gpu_loops as loops
 from sae_core.kernels import ranks
 from sae_core.kernels.gpu_top_k import Pool, top_k
-from sae_core.kernels.step import EncoderPrecision, Found, Moments, StepOptions
+from sae_core.kernels.step import Found, Moments, Precision, StepOptions
 from sae_core.sae import TopKSAE
 
 TILE_LATENTS = 4096  # of one row, held in registers while its largest are found
@@ -68,6 +69,7 @@ class TritonStep:
         self._pool = Pool.for_rows(rows, k, self._device)
         self._centred_BD = torch.empty(options.rows, d, device=self._device)
         self._error_BD = torch.empty(options.rows, d, device=self._device)
+        self._halves = _Halves(sae, options.rows) if options.precision == "bf16" else None
         self._values_BK = torch.empty(options.rows, k, device=self._device)
         self._latents_BK = torch.empty(options.rows, k, dtype=torch.int32, device=self._device)
         self._dead_latents = _DeadLatents(self._device)
@@ -82,31 +84,41 @@ class TritonStep:
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
         self._encode()
         if self._group:
-            for tensor in (self._centred_BD, self._values_BK, self._latents_BK):
+            shared = (self._centred_BD, self._values_BK, self._latents_BK)
+            for tensor in (*shared, self._halves.centred_BD) if self._halves else shared:
                 ranks.gather(tensor, self._own, self._group)
         codes = self._values_BK, self._latents_BK
-        sums_B2 = loops.errors(self._centred_BD, sae.b_pre, sae.W_dec, *codes, self._error_BD)
+        _, W_dec, _, error_BD = self._factors()
+        sums_B2 = loops.errors(self._centred_BD, sae.b_pre, W_dec, *codes, self._error_BD, error_BD)
         self._pairs = loops.Pairs.of(*codes, len(sae.b_enc))
         squared_error, squared_norm = sums_B2.sum(0, dtype=torch.float64)
         auxiliary_error = torch.zeros_like(squared_error)
         self._dead = self._no_gradients(0)
         if dead_M is not None and len(dead_M):
-            with _tf32(options.encoder_precision != "fp32"):
+            with _tf32(options.precision != "fp32"):
                 self._dead, auxiliary_error = self._auxiliary(dead_M, dead_N)
         sums = torch.stack([squared_error / options.variance, auxiliary_error / options.variance, squared_norm])
         return Found(sums, self._pairs.starts_N1.diff().long())
 
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """W_enc, W_dec, centred rows and errors as products take them."""
+        if self._halves:
+            return self._halves.W_enc, self._halves.W_dec, self._halves.centred_BD, self._halves.error_BD
+        return self._sae.W_enc, self._sae.W_dec, self._centred_BD, self._error_BD
+
     def _encode(self) -> None:
         """The codes of this rank's rows."""
-        W_enc, b_enc = self._sae.W_enc, self._sae.b_enc.detach()
-        n, width = len(W_enc), self._pre_BT.shape[1]
-        own = (tensor[self._own] for tensor in (self._centred_BD, self._values_BK, self._latents_BK))
-        for centred_BD, values_BK, latents_BK in zip(*(t.split(len(self._pre_BT)) for t in own), strict=True):
-            rows_BD = centred_BD.bfloat16() if self._options.encoder_precision == "bf16" else centred_BD
+        if self._halves:
+            self._halves.renew(self._sae)
+            self._halves.centred_BD[self._own] = self._centred_BD[self._own]
+        W_enc, _, centred_BD, _ = self._factors()
+        b_enc, n, width = self._sae.b_enc.detach(), len(W_enc), self._pre_BT.shape[1]
+        own = (tensor[self._own] for tensor in (centred_BD, self._values_BK, self._latents_BK))
+        for rows_BD, values_BK, latents_BK in zip(*(t.split(len(self._pre_BT)) for t in own), strict=True):
             for first in range(0, n, width):
                 tile = slice(first, min(first + width, n))
-                pre_BT = self._pre_BT[: len(centred_BD), : tile.stop - first]
-                product(rows_BD, W_enc[tile], pre_BT, self._options.encoder_precision)
+                pre_BT = self._pre_BT[: len(rows_BD), : tile.stop - first]
+                product(rows_BD, W_enc[tile], pre_BT, self._options.precision)
                 top_k(pre_BT, b_enc[tile], first, n, self._pool, values_BK, latents_BK)
 
     def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[loops.DeadGradients, Tensor]:
@@ -142,9 +154,10 @@ class TritonStep:
             raise RuntimeError("There is no gradient to update with: call gradients() first.")
         pairs, self._pairs = self._pairs, None
         adamw = self._options.adamw(learning_rate, number)
+        _, _, centred_BD, error_BD = self._factors()
         through_GD = loops.update(
-            self._centred_BD,
-            self._error_BD,
+            centred_BD,
+            error_BD,
             self._scale,
             pairs,
             self._dead,
@@ -152,6 +165,7 @@ class TritonStep:
             self._moving["W_dec"],
             self._moving["b_enc"],
             adamw,
+            (self._halves.W_enc, self._halves.W_dec) if self._halves else None,
         )
         gradient_D = self._error_BD.sum(0) * self._scale - through_GD.sum(0)
         weight_D, (mean_D, square_D) = self._moving["b_pre"]
@@ -159,6 +173,24 @@ class TritonStep:
         square_D.mul_(adamw.beta2).addcmul_(gradient_D, gradient_D, value=adamw.rest2)
         root_D = square_D.sqrt().mul_(adamw.root).add_(adamw.epsilon)
         weight_D.mul_(adamw.keep).addcdiv_(mean_D, root_D, value=-adamw.step_size)
+
+
+class _Halves:
+    """Copies in bf16 of what products read; the update keeps those of the weights up to date."""
+
+    def __init__(self, sae: TopKSAE, rows: int) -> None:
+        n, d = sae.W_enc.shape
+        self.W_enc, self.W_dec = torch.empty(2, n, d, dtype=torch.bfloat16, device=sae.W_enc.device)
+        self.centred_BD, self.error_BD = torch.empty(2, rows, d, dtype=torch.bfloat16, device=sae.W_enc.device)
+        self._seen = (-1, -1)
+
+    def renew(self, sae: TopKSAE) -> None:
+        """Copies weights that something other than the update has changed, which torch counts."""
+        now = sae.W_enc._version, sae.W_dec._version
+        if now != self._seen:
+            self.W_enc.copy_(sae.W_enc)
+            self.W_dec.copy_(sae.W_dec)
+            self._seen = now
 
 
 class _DeadLatents:
@@ -183,10 +215,10 @@ class _DeadLatents:
         return order_N[: int(count)]
 
 
-def product(rows_BD: Tensor, weights_TD: Tensor, out_BT: Tensor, precision: EncoderPrecision) -> None:
-    """rows @ weights^T into fp32 memory: sums in fp32; for bf16 the rows are bf16 already, the weights are rounded."""
+def product(rows_BD: Tensor, weights_TD: Tensor, out_BT: Tensor, precision: Precision) -> None:
+    """rows @ weights^T into fp32 memory: sums in fp32; for bf16 both factors are bf16 already."""
     if precision == "bf16":
-        torch.mm(rows_BD, weights_TD.bfloat16().t(), out_dtype=torch.float32, out=out_BT)
+        torch.mm(rows_BD, weights_TD.t(), out_dtype=torch.float32, out=out_BT)
         return
     with _tf32(precision == "tf32"):
         torch.mm(rows_BD, weights_TD.t(), out=out_BT)

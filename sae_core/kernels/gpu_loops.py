@@ -55,14 +55,22 @@ class DeadGradients(NamedTuple):
 
 
 def errors(
-    centred_BD: Tensor, b_pre_D: Tensor, W_dec: Tensor, values_BK: Tensor, latents_BK: Tensor, error_BD: Tensor
+    centred_BD: Tensor,
+    b_pre_D: Tensor,
+    W_dec: Tensor,
+    values_BK: Tensor,
+    latents_BK: Tensor,
+    error_BD: Tensor,
+    copy_BD: Tensor,
 ) -> Tensor:
-    """Decodes into `error_BD` = x^ - x; returns (B, 2): its squared norm in each row, and that of x."""
+    """Decodes into `error_BD` = x^ - x, and `copy_BD` in another dtype or the same; returns (B, 2): its squared norm in
+    each row, and that of x. `W_dec` has any float dtype."""
     (rows, d), k = centred_BD.shape, values_BK.shape[1]
     sums_B2 = torch.empty(rows, 2, device=centred_BD.device)
     _errors[(rows,)](
-        centred_BD, b_pre_D, W_dec, values_BK, latents_BK, len(W_dec), error_BD, sums_B2, d, k, **_blocks(d)
-    )
+        centred_BD, b_pre_D, W_dec, values_BK, latents_BK, len(W_dec), error_BD, copy_BD, sums_B2, d, k,
+        COPY=copy_BD.data_ptr() != error_BD.data_ptr(), **_blocks(d),
+    )  # fmt: skip
     return sums_B2
 
 
@@ -76,11 +84,13 @@ def update(
     W_dec: tuple[Tensor, Moments],
     b_enc: tuple[Tensor, Moments],
     adamw: AdamW,
+    copies: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """One pass over the latents: both gradients of a latent, AdamW, and the direction back to norm 1.
 
-    Gradients of the squared error are taken times `scale`. Returns (G, D), what b_pre gets through the encoder: the
-    gradient of b_enc times W_enc as it was, summed over each group of latents.
+    Rows and errors have any float dtype; `copies` of W_enc and W_dec in another one are made on the way. Gradients of
+    the squared error are taken times `scale`. Returns (G, D), what b_pre gets through the encoder: the gradient of
+    b_enc times W_enc as it was, summed over each group of latents.
     """
     n, d = W_enc[0].shape
     device = centred_BD.device
@@ -96,8 +106,8 @@ def update(
     through_GD = torch.empty(-(-n // size), d, device=device)
     _update[(len(through_GD),)](
         *table, pairs.starts_N1, pairs.stretches_N1, sums_S2D, bias_S, *dead,
-        W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], through_GD, adamw, n, d, size, LONG,
-        **_blocks(d),
+        W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], *(copies or (W_enc[0], W_dec[0])), through_GD,
+        adamw, n, d, size, LONG, COPY=copies is not None, **_blocks(d),
     )  # fmt: skip
     return through_GD
 
@@ -117,9 +127,11 @@ def _errors(
     latents,
     n,
     error,
+    copy,
     sums,
     d,
     k,
+    COPY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
@@ -135,10 +147,12 @@ def _errors(
         latent = tl.load(latents + row * k + slot, slot < k, n)
         value = tl.load(values + row * k + slot, slot < k, 0.0)
         rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
-        table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0)
+        table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0).to(tl.float32)
         sum_D += tl.sum(table_PD * value[:, None], 0)
     sum_D -= centred_D
     tl.store(error + row * d + column, sum_D, inside)
+    if COPY:
+        tl.store(copy + row * d + column, sum_D, inside)
     tl.store(sums + row * 2, tl.sum(sum_D * sum_D, 0))
     tl.store(sums + row * 2 + 1, tl.sum(x_D * x_D, 0))
 
@@ -169,8 +183,8 @@ def _gather(
         row = tl.load(rows + pair, there, 0).to(tl.int64)
         value = tl.load(values + pair, there, 0.0) * scale
         places_PD, wanted_PD = row[:, None] * d + column[None, :], there[:, None] & (column < d)[None, :]
-        error_PD = tl.load(error + places_PD, wanted_PD, 0.0)
-        centred_PD = tl.load(centred + places_PD, wanted_PD, 0.0)
+        error_PD = tl.load(error + places_PD, wanted_PD, 0.0).to(tl.float32)
+        centred_PD = tl.load(centred + places_PD, wanted_PD, 0.0).to(tl.float32)
         d_value = tl.sum(error_PD * direction_D[None, :], 1) * scale
         dec_D += tl.sum(error_PD * value[:, None], 0)
         enc_D += tl.sum(centred_PD * d_value[:, None], 0)
@@ -248,12 +262,15 @@ def _update(
     b_enc,
     b_enc_avg,
     b_enc_sq,
+    W_enc_copy,
+    W_dec_copy,
     through,
     adamw,
     n,
     d,
     size,
     LONG: tl.constexpr,
+    COPY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
@@ -284,7 +301,11 @@ def _update(
         tl.store(W_enc + at_D, enc_D, inside)
         dec_D -= tl.sum(dec_D * dec_old_D, 0) * dec_old_D
         dec_D = _adamw(W_dec, W_dec_avg, W_dec_sq, at_D, inside, dec_old_D, dec_D, adamw)
-        tl.store(W_dec + at_D, dec_D / tl.sqrt(tl.sum(dec_D * dec_D, 0)), inside)
+        dec_D /= tl.sqrt(tl.sum(dec_D * dec_D, 0))
+        tl.store(W_dec + at_D, dec_D, inside)
+        if COPY:
+            tl.store(W_enc_copy + at_D, enc_D, inside)
+            tl.store(W_dec_copy + at_D, dec_D, inside)
         old = tl.load(b_enc + latent)
         tl.store(b_enc + latent, _adamw(b_enc, b_enc_avg, b_enc_sq, latent, latent < n, old, bias, adamw))
     tl.store(through + group * d + column, through_D, inside)

@@ -19,6 +19,8 @@ from torch import Tensor
 
 NAN = tl.constexpr(0x7FC00000)  # its bits, above those of every number
 PLACES = 512  # of a pool, where k is not more
+PIECE = 2048  # latents of a row that a program has in registers
+PER_WARP = 512
 
 
 class Pool(NamedTuple):
@@ -48,10 +50,10 @@ def top_k(
     stay free hold 0 and the latent `nobody`.
     """
     rows, width = pre_BT.shape
-    block = triton.next_power_of_2(width)
+    block = min(PIECE, triton.next_power_of_2(width))
     _take[(rows,)](
         pre_BT, pre_BT.stride(0), bias_T, first, width, nobody, *pool, values_BK, latents_BK, values_BK.shape[1],
-        BLOCK_T=block, BLOCK_C=pool.values_BC.shape[1], num_warps=min(8, max(1, block // 512)),
+        BLOCK_T=block, BLOCK_C=pool.values_BC.shape[1], num_warps=max(1, block // PER_WARP),
     )  # fmt: skip
 
 
@@ -73,41 +75,44 @@ def _take(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """One row."""
+    """One row, in pieces."""
     row = tl.program_id(0).to(tl.int64)
+    pre += row * stride
+    pool_values += row * BLOCK_C
+    pool_latents += row * BLOCK_C
+    slot = tl.arange(0, BLOCK_C)
     held, least = 0, 0
     if first > 0:
         held, least = tl.load(counts + row), tl.load(leasts + row)
-    place = tl.arange(0, BLOCK_T)
-    inside = place < width
-    value = tl.load(pre + row * stride + place, inside, 0.0) + tl.load(bias + place, inside, 0.0)
-    key = tl.where(value > 0, value.to(tl.int32, bitcast=True), 0)
-    key = tl.where(value != value, NAN, key)
-    new = key > least
-    pool_values += row * BLOCK_C
-    pool_latents += row * BLOCK_C
-    last = first + width == nobody
-    at = held + tl.cumsum(new.to(tl.int32), 0) - 1
-    total = held + tl.sum(new.to(tl.int32), 0)
-    if (total <= BLOCK_C) & (first > 0) & (not last):
-        tl.store(pool_values + at, key.to(tl.float32, bitcast=True), new)
-        tl.store(pool_latents + at, first + place, new)
-        tl.store(counts + row, total)
-    else:
-        slot = tl.arange(0, BLOCK_C)
-        old_key = tl.load(pool_values + slot, slot < held, 0.0).to(tl.int32, bitcast=True)
-        old_latent = tl.load(pool_latents + slot, slot < held, 0)
-        to_values, to_latents = pool_values, pool_latents
-        if last:
-            to_values, to_latents = values + row * k, latents + row * k
-        held, least = _merge(old_key, old_latent, key, first + place, k, to_values, to_latents)
-        if last:
-            free = (slot >= held) & (slot < k)
-            tl.store(to_values + slot, tl.zeros([BLOCK_C], tl.float32), free)
-            tl.store(to_latents + slot, tl.zeros([BLOCK_C], tl.int32) + nobody, free)
+    for begin in range(0, width, BLOCK_T):
+        place = begin + tl.arange(0, BLOCK_T)
+        inside = place < width
+        value = tl.load(pre + place, inside, 0.0) + tl.load(bias + place, inside, 0.0)
+        key = tl.where(value > 0, value.to(tl.int32, bitcast=True), 0)
+        key = tl.where(value != value, NAN, key)
+        new = key > least
+        total = held + tl.sum(new.to(tl.int32), 0)
+        last = first + begin + BLOCK_T >= nobody
+        if (total <= BLOCK_C) & (not last):
+            at = held + tl.cumsum(new.to(tl.int32), 0) - 1
+            tl.store(pool_values + at, key.to(tl.float32, bitcast=True), new)
+            tl.store(pool_latents + at, first + place, new)
+            held = total
         else:
-            tl.store(counts + row, held)
-            tl.store(leasts + row, least)
+            old_key = tl.load(pool_values + slot, slot < held, 0.0).to(tl.int32, bitcast=True)
+            old_latent = tl.load(pool_latents + slot, slot < held, 0)
+            to_values, to_latents = pool_values, pool_latents
+            if last:
+                to_values, to_latents = values + row * k, latents + row * k
+            held, least = _merge(old_key, old_latent, key, first + place, k, to_values, to_latents)
+        tl.debug_barrier()  # what has been stored is there for the next piece
+    if first + width == nobody:
+        free = (slot >= held) & (slot < k)
+        tl.store(values + row * k + slot, tl.zeros([BLOCK_C], tl.float32), free)
+        tl.store(latents + row * k + slot, tl.zeros([BLOCK_C], tl.int32) + nobody, free)
+    else:
+        tl.store(counts + row, held)
+        tl.store(leasts + row, least)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-EncoderPrecision = Literal["fp32", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Moments(NamedTuple):
@@ -50,7 +50,7 @@ class StepOptions:
     clip_norm: float | None = None  # largest norm of all gradients together; None: any
     select_per_rank: bool = False  # whether batch-wide selections look at each rank's rows alone
     micro_batch: int | None = None  # rows whose dense codes may be held at once; None: all of this rank
-    encoder_precision: EncoderPrecision = "fp32"  # of the factors in the encoder's matmul; read by gpu.py alone
+    precision: Precision = "fp32"  # of the factors in products, see gpu.py, which alone reads it
 
     def adamw(self, learning_rate: float, number: int) -> AdamW:
         """The constants of update `number`, counted from 1."""

@@ -25,7 +25,7 @@ CONCERNED: dict[str, tuple[str, ...]] = {
     "bandwidth": ("jumprelu",),
     "decoder_norm": ("relu",),
     "multi_topk": ("topk",),
-    "encoder_precision": ("topk",),
+    "precision": ("topk",),
     "select_per_rank": ("batch_topk", "matryoshka"),
     "sparsity": ("relu", "jumprelu", "gated"),
     "sparsity_warmup": ("relu", "jumprelu", "gated"),
@@ -125,7 +125,7 @@ class TrainSpec(Spec):
     validation_rows: int | None = _at(
         34, None, "Held-out tokens that show about 20 times how well it does; empty: up to 8,192; 0: none.", ge=0
     )
-    encoder_precision: Literal["tf32", "bf16"] | None = _at(
+    precision: Literal["tf32", "bf16"] | None = _at(
         35, None, "Of the factors in the encoder's matmul, whose sums are fp32; empty: fp32. Used by topk on a GPU."
     )
 
@@ -202,7 +202,7 @@ class TrainSpec(Spec):
             clip_norm=self.clip_norm or CLIP_NORM.get(architecture),
             select_per_rank=bool(self.select_per_rank),
             average_decay=self.average_decay,
-            encoder_precision=self.encoder_precision or "fp32",
+            precision=self.precision or "fp32",
         )
 
     def steps_between_logs(self, rows: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sae_core import SAEConfig, TopKSAE
-from sae_core.kernels import EncoderPrecision, Moments, Step, StepOptions
+from sae_core.kernels import Moments, Precision, Step, StepOptions
 from sae_core.kernels.reference import DenseStep
 
 
@@ -37,8 +37,9 @@ SHAPES = {
     "70b": Shape(8192, 8192, 65536, 64),
     "wide": Shape(8192, 3072, 2**18, 32),
 }
-PRECISIONS: tuple[EncoderPrecision, ...] = ("fp32", "tf32", "bf16")
-REPEATS = 20
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+REPEATS = 8
+AT_ONCE = 4  # calls that are timed together
 GIB = 2**30
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     arguments.o.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(name: str, shape: Shape, precisions: Sequence[EncoderPrecision]) -> Iterator[dict[str, Any]]:
+def measure(name: str, shape: Shape, precisions: Sequence[Precision]) -> Iterator[dict[str, Any]]:
     """A row for each precision, and one for DenseStep; what does not fit says so."""
     from sae_core.kernels.gpu import TritonStep
 
@@ -88,7 +89,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def floor_and_step(shape: Shape, kind: type, precision: EncoderPrecision) -> dict[str, Any]:
+def floor_and_step(shape: Shape, kind: type, precision: Precision) -> dict[str, Any]:
     """Median milliseconds of both, taken alternately, and what memory the step took."""
     rows, d, n, k = shape
     torch.cuda.reset_peak_memory_stats()
@@ -104,6 +105,7 @@ def floor_and_step(shape: Shape, kind: type, precision: EncoderPrecision) -> dic
     peak = torch.cuda.max_memory_allocated() / GIB
     matmul = encoder(x_BD, n, precision)
     times = in_turn({"step": whole, "matmul": matmul} | (parts(step) if kind is not DenseStep else {}))
+    halves = 4 * (n + rows) * d if precision == "bf16" else 0  # copies of weights, rows and errors
     value, below = times.pop("step"), times.pop("matmul")
     return {
         "value": value,
@@ -111,13 +113,13 @@ def floor_and_step(shape: Shape, kind: type, precision: EncoderPrecision) -> dic
         "ratio": value / below,
         "per_second": 1e3 * rows / value,
         "peak": peak,
-        "bound": 4 * (3 * (2 * n * d + n + d) + rows * (3 * d + 2 * k)) / GIB,
+        "bound": (4 * (3 * (2 * n * d + n + d) + rows * (3 * d + 2 * k)) + halves) / GIB,
         "parts": times,
     }
 
 
 @torch.no_grad()
-def prepared(shape: Shape, kind: type, precision: EncoderPrecision) -> Step:
+def prepared(shape: Shape, kind: type, precision: Precision) -> Step:
     """A step whose autoencoder and moments lie on the GPU; its weights are drawn there, which takes no time."""
     with torch.device("meta"):
         sae = TopKSAE(SAEConfig(d_in=shape.d, n_latents=shape.n, k=shape.k))
@@ -130,11 +132,11 @@ def prepared(shape: Shape, kind: type, precision: EncoderPrecision) -> Step:
         name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
         for name, tensor in sae.named_parameters()
     }
-    options = StepOptions(shape.rows, shape.d, 1 / 32, 2048, 0.9, 0.999, 6.25e-10, 0.0, encoder_precision=precision)
+    options = StepOptions(shape.rows, shape.d, 1 / 32, 2048, 0.9, 0.999, 6.25e-10, 0.0, precision=precision)
     return kind(sae, moments, options)
 
 
-def encoder(x_BD: torch.Tensor, n: int, precision: EncoderPrecision) -> Callable[[], Any]:
+def encoder(x_BD: torch.Tensor, n: int, precision: Precision) -> Callable[[], Any]:
     """One matmul of these rows with random weights into memory that is there; factors are rounded beforehand."""
     from sae_core.kernels.gpu import product
 
@@ -151,28 +153,31 @@ def parts(step: Any) -> dict[str, Callable[[], Any]]:
     sae, codes = step._sae, (step._values_BK, step._latents_BK)
     pairs = gpu_loops.Pairs.of(*codes, len(sae.b_enc))
     moving = (step._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
-    table = (step._centred_BD, step._error_BD, step._scale, pairs, step._no_gradients(0), *moving)
-    still = step._options.adamw(0.0, 1)
+    _, W_dec, centred_BD, error_BD = step._factors()
+    table = (centred_BD, error_BD, step._scale, pairs, step._no_gradients(0), *moving)
+    still = step._options.adamw(0.0, 1), (step._halves.W_enc, step._halves.W_dec) if step._halves else None
     return {
         "encode": step._encode,
-        "errors": lambda: gpu_loops.errors(step._centred_BD, sae.b_pre, sae.W_dec, *codes, step._error_BD),
+        "errors": lambda: gpu_loops.errors(step._centred_BD, sae.b_pre, W_dec, *codes, step._error_BD, error_BD),
         "sort": lambda: gpu_loops.Pairs.of(*codes, len(sae.b_enc)),
-        "update": lambda: gpu_loops.update(*table, still),
+        "update": lambda: gpu_loops.update(*table, *still),
     }
 
 
 def in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Median milliseconds of each, by the GPU's own clock."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(REPEATS + 3):
+    for repeat in range(REPEATS + 1):
         for name, call in calls.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            call()  # so that the GPU does not wait for the host in what is timed, as it does not in a training
             begin.record()
-            call()
+            for _ in range(AT_ONCE):
+                call()
             end.record()
             end.synchronize()
-            if repeat >= 3:
-                times[name].append(begin.elapsed_time(end))
+            if repeat:
+                times[name].append(begin.elapsed_time(end) / AT_ONCE)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
