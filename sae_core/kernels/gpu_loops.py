@@ -17,7 +17,8 @@ from sae_core.kernels.step import AdamW, Moments
 
 LONG = 256  # pairs that one program sums up; a latent that fires at every row would else keep all others waiting
 GROUPS = 2048  # programs of the update: several for each of some 130 multiprocessors
-PAIRS = 2  # table rows that a program asks for at once
+PAIRS = 2  # rows and errors that a program of the update asks for at once
+DIRECTIONS = 4  # the same of decoding
 
 
 class Pairs(NamedTuple):
@@ -69,7 +70,7 @@ def errors(
     sums_B2 = torch.empty(rows, 2, device=centred_BD.device)
     _errors[(rows,)](
         centred_BD, b_pre_D, W_dec, values_BK, latents_BK, len(W_dec), error_BD, copy_BD, sums_B2, d, k,
-        COPY=copy_BD.data_ptr() != error_BD.data_ptr(), **_blocks(d),
+        COPY=copy_BD.data_ptr() != error_BD.data_ptr(), **_blocks(d, DIRECTIONS),
     )  # fmt: skip
     return sums_B2
 
@@ -100,22 +101,22 @@ def update(
     if stretches:
         _stretches[(stretches,)](
             *table, pairs.starts_N1, pairs.stretches_N1, pairs.latent_S, W_dec[0], sums_S2D, bias_S, n, d, LONG,
-            **_blocks(d),
+            **_blocks(d, PAIRS),
         )  # fmt: skip
     size = -(-n // GROUPS)
     through_GD = torch.empty(-(-n // size), d, device=device)
     _update[(len(through_GD),)](
         *table, pairs.starts_N1, pairs.stretches_N1, sums_S2D, bias_S, *dead,
         W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], *(copies or (W_enc[0], W_dec[0])), through_GD,
-        adamw, n, d, size, LONG, COPY=copies is not None, **_blocks(d),
+        adamw, n, d, size, LONG, COPY=copies is not None, **_blocks(d, PAIRS),
     )  # fmt: skip
     return through_GD
 
 
-def _blocks(d: int) -> dict[str, int]:
-    """A whole row in registers, 8 numbers of it a thread as long as that is possible."""
+def _blocks(d: int, pairs: int) -> dict[str, int]:
+    """A whole row in registers, 32 numbers of it a thread: several small programs hide each other's waiting best."""
     block = triton.next_power_of_2(d)
-    return {"BLOCK_D": block, "PAIRS": PAIRS, "num_warps": min(16, max(1, block // 256))}
+    return {"BLOCK_D": block, "PAIRS": pairs, "num_warps": min(16, max(1, block // 1024))}
 
 
 @triton.jit

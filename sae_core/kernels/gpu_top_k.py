@@ -5,7 +5,7 @@
         top_k(pre_BT, bias_T, first, n, pool, values_BK, latents_BK)       # tiles in ascending order
 
 What exceeds the k-th largest of an earlier tile is put into the row's pool. Only where that is full, and at the last
-tile, are the k largest of pool and tile found, which takes many times as long: three times for 16 tiles of like values.
+piece of the last, are the k largest of pool and piece found, which takes many times as long.
 
 Shapes: B rows, T latents of one tile, K k, C places of a pool.
 """
@@ -18,9 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 NAN = tl.constexpr(0x7FC00000)  # its bits, above those of every number
-PLACES = 512  # of a pool, where k is not more
-PIECE = 2048  # latents of a row that a program has in registers
-PER_WARP = 512
+PLACES = 256  # of a pool, at least
+PIECE = 512  # latents of a row that a program has in registers
 
 
 class Pool(NamedTuple):
@@ -34,7 +33,7 @@ class Pool(NamedTuple):
     @classmethod
     def for_rows(cls, rows: int, k: int, device: torch.device) -> "Pool":
         """An empty one."""
-        places = max(PLACES, triton.next_power_of_2(k))
+        places = max(PLACES, triton.next_power_of_2(2 * k))
         counts_B, least_B = torch.zeros(2, rows, dtype=torch.int32, device=device)
         latents_BC = torch.empty(rows, places, dtype=torch.int32, device=device)
         return cls(torch.empty(rows, places, device=device), latents_BC, counts_B, least_B)
@@ -53,7 +52,7 @@ def top_k(
     block = min(PIECE, triton.next_power_of_2(width))
     _take[(rows,)](
         pre_BT, pre_BT.stride(0), bias_T, first, width, nobody, *pool, values_BK, latents_BK, values_BK.shape[1],
-        BLOCK_T=block, BLOCK_C=pool.values_BC.shape[1], num_warps=max(1, block // PER_WARP),
+        BLOCK_T=block, BLOCK_C=pool.values_BC.shape[1], num_warps=max(1, pool.values_BC.shape[1] // PIECE),
     )  # fmt: skip
 
 
