@@ -36,7 +36,7 @@ OURS: dict[str, dict[str, Any]] = {  # settings of TrainSpec
     "gated": {"architecture": "gated"} | SCALED,
     "jumprelu": {"architecture": "jumprelu"} | SCALED,
 }
-ADAM_RATES, SIGN_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2), (5e-3, 1e-2, 2e-2, 4e-2)
+ADAM_RATES, SIGN_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2), (2.5e-3, 5e-3, 1e-2, 2e-2)
 RATES = {"sparsify": SIGN_RATES, "dictionary_learning": ADAM_RATES, "sae_lens": ADAM_RATES}
 
 
