@@ -28,7 +28,7 @@ from sae_core.kernels.gpu_top_k import Pool, top_k
 from sae_core.kernels.step import Found, Moments, Precision, StepOptions
 from sae_core.sae import TopKSAE
 
-TILE_LATENTS = 8192
+TILE_LATENTS = 4096
 TILE_ELEMENTS = 1 << 26  # pre-activations held at once: 256 MiB
 LAG = 2  # steps
 MOST_K = 4096  # kept in registers while they are merged

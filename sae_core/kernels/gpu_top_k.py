@@ -93,10 +93,12 @@ def _take(
         total = held + tl.sum(new.to(tl.int32), 0)
         last = first + begin + BLOCK_T >= nobody
         if (total <= BLOCK_C) & (not last):
-            at = held + tl.cumsum(new.to(tl.int32), 0) - 1
-            tl.store(pool_values + at, key.to(tl.float32, bitcast=True), new)
-            tl.store(pool_latents + at, first + place, new)
-            held = total
+            if total > held:
+                at = held + tl.cumsum(new.to(tl.int32), 0) - 1
+                tl.store(pool_values + at, key.to(tl.float32, bitcast=True), new)
+                tl.store(pool_latents + at, first + place, new)
+                tl.debug_barrier()  # what has been stored is there for the next piece
+                held = total
         else:
             old_key = tl.load(pool_values + slot, slot < held, 0.0).to(tl.int32, bitcast=True)
             old_latent = tl.load(pool_latents + slot, slot < held, 0)
@@ -104,7 +106,7 @@ def _take(
             if last:
                 to_values, to_latents = values + row * k, latents + row * k
             held, least = _merge(old_key, old_latent, key, first + place, k, to_values, to_latents)
-        tl.debug_barrier()  # what has been stored is there for the next piece
+            tl.debug_barrier()
     if first + width == nobody:
         free = (slot >= held) & (slot < k)
         tl.store(values + row * k + slot, tl.zeros([BLOCK_C], tl.float32), free)
