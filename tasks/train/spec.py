@@ -33,6 +33,7 @@ CONCERNED: dict[str, tuple[str, ...]] = {
 WITHOUT_K = ("relu", "jumprelu", "gated")
 SPARSITY_WARMUP = 0.05  # share of the steps: Anthropic, April 2024
 CLIP_NORM = {"relu": 1.0}  # the same
+RATE = {"batch_topk": 0.375}  # of the default learning rate; 0.25 elsewhere: tests/benchmarks/NOTES.md
 OF_THE_SAE = (  # settings that SAEConfig has too, under the same name and with None as their default
     "initialisation", "decoder_norm", "pre_bias", "multi_topk", "prefixes", "selection", "bandwidth",
 )  # fmt: skip
@@ -54,7 +55,7 @@ class TrainSpec(Spec):
     batch_size: int = _at(3, 1024, "Tokens per step, over all workers together.", ge=1)
     epochs: float = _at(4, 1.0, "Passes over the training rows; rounded up to whole steps.", gt=0)
     steps: int | None = _at(5, None, "Number of steps; empty: by epochs.", ge=1)
-    lr: float | None = _at(6, None, "Peak learning rate; empty: 0.25 / sqrt(n_latents).", gt=0)
+    lr: float | None = _at(6, None, "Peak learning rate; empty: 0.25 / sqrt(n_latents), batch_topk: 0.375.", gt=0)
     warmup: float = _at(7, 0.05, "Share of the steps over which the learning rate rises.", ge=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = _at(
         8, "linear", "constant; linear: to floor over the last decay_share of the steps; cosine: over all of them."
@@ -62,15 +63,17 @@ class TrainSpec(Spec):
     decay_share: float = _at(9, 0.2, "Share of the steps, at the end, over which linear decays.", gt=0, le=1)
     floor: float = _at(10, 0.0, "Learning rate at the end, as a share of the peak.", ge=0, le=1)
     beta1: float = _at(11, 0.9, "AdamW's decay of the mean gradient.", ge=0, lt=1)
-    beta2: float = _at(12, 0.999, "AdamW's decay of the squared gradient.", ge=0, lt=1)
+    beta2: float | None = _at(
+        12, None, "AdamW's decay of the squared gradient; empty: 0.999, less in short trainings with k.", ge=0, lt=1
+    )
     epsilon: float = _at(13, 6.25e-10, "AdamW's epsilon.", gt=0)
     weight_decay: float = _at(14, 0.0, "AdamW's weight decay.", ge=0)
     auxiliary: float = _at(
-        15, 1 / 32, "Weight of the auxiliary loss, which revives dead latents; relu, jumprelu, gated have none.", ge=0
+        15, 1 / 8, "Weight of the auxiliary loss, which revives dead latents; relu, jumprelu, gated have none.", ge=0
     )
     k_auxiliary: int | None = _at(16, None, "Dead latents per token in it; empty: about half of the width.", ge=1)
     dead_after: int | None = _at(
-        17, None, "Tokens of silence after which a latent is dead; empty: a twentieth of all, at most 10 million.", ge=1
+        17, None, "Tokens of silence after which a latent is dead; empty: 1/120 of all, at most 10 million.", ge=1
     )
     log_every: int | None = _at(18, None, "Steps between rows of the history; empty: 400 rows in all.", ge=1)
     seed: int = _at(19, 0, "Seed of the first weights and of the order of the rows.", ge=0, lt=2**32)
@@ -190,13 +193,14 @@ class TrainSpec(Spec):
 
         steps, architecture = self.number_of_steps(rows), self.architecture or "topk"
         warmup = SPARSITY_WARMUP if self.sparsity_warmup is None else self.sparsity_warmup
-        same = ("batch_size", "schedule", "decay_share", "floor", "beta1", "beta2", "epsilon", "weight_decay")
+        same = ("batch_size", "schedule", "decay_share", "floor", "beta1", "epsilon", "weight_decay")
         return TrainerConfig(
             **{name: getattr(self, name) for name in (*same, "auxiliary", "k_auxiliary")},
             steps=steps,
             warmup_steps=round(self.warmup * steps),
-            lr=self.lr or 0.25 / self.n_latents**0.5,
-            dead_after_rows=self.dead_after or max(1, min(10_000_000, steps * self.batch_size // 20)),
+            lr=self.lr or RATE.get(architecture, 0.25) / self.n_latents**0.5,
+            beta2=(_beta2(steps) if self.uses_k else 0.999) if self.beta2 is None else self.beta2,
+            dead_after_rows=self.dead_after or max(1, min(10_000_000, steps * self.batch_size // 120)),
             sparsity=_middle_sparsity(architecture, d_in) if self.sparsity is None else self.sparsity,
             sparsity_warmup_steps=round(warmup * steps),
             clip_norm=self.clip_norm or CLIP_NORM.get(architecture),
@@ -208,6 +212,15 @@ class TrainSpec(Spec):
     def steps_between_logs(self, rows: int) -> int:
         """log_every, or what gives about HISTORY_ROWS rows."""
         return self.log_every or max(1, self.number_of_steps(rows) // HISTORY_ROWS)
+
+
+def _beta2(steps: int) -> float:
+    """0.999, but a memory of no more than a twelfth of the steps, and 0.99 at least.
+
+    The first gradients are many times the later ones: remembered for long they make all later steps too short
+    (tests/benchmarks/NOTES.md).
+    """
+    return min(0.999, max(0.99, 1 - 12 / max(1, steps)))
 
 
 def _middle_sparsity(architecture: str, d_in: int) -> float:

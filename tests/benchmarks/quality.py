@@ -24,13 +24,10 @@ from tests.benchmarks.peers import PEERS, Budget, Prepared
 from tests.benchmarks.stories import Quality, Stories
 
 BUDGET = Budget(rows=1024, d=64, n=1024, k=16, steps=1200)
-SHORT = {"beta2": 0.99, "dead_after": 10 * BUDGET.rows, "auxiliary": 1 / 8}  # for a training as short as this: NOTES.md
 SCALED = {"normalization": "scale"}
 OURS: dict[str, dict[str, Any]] = {  # settings of TrainSpec
     "topk": {},
-    "topk, beta2 0.99": SHORT,
     "batch_topk": {"architecture": "batch_topk"},
-    "batch_topk, beta2 0.99": {"architecture": "batch_topk"} | SHORT,
     "matryoshka": {"architecture": "matryoshka"},
     "relu": {"architecture": "relu"} | SCALED,
     "gated": {"architecture": "gated"} | SCALED,

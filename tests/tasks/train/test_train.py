@@ -267,8 +267,13 @@ def test_what_is_left_empty_is_filled_in():
     assert config.steps == 11  # 10,002 rows in whole steps
     assert config.warmup_steps == 1
     assert config.lr == pytest.approx(0.25 / 32)
-    assert config.dead_after_rows == 550
-    assert spec.trainer_config(rows=400_000_000, d_in=16).dead_after_rows == 10_000_000
+    assert config.dead_after_rows == 91
+    assert [spec.trainer_config(rows, 16).beta2 for rows in (4001, 400_000, 400_000_000)] == [0.99, 0.99, 0.999]
+    assert spec.model_copy(update={"steps": 3000}).trainer_config(1, 16).beta2 == pytest.approx(0.996)
+    assert spec.model_copy(update={"beta2": 0.5}).trainer_config(1, 16).beta2 == 0.5
+    relu = TrainSpec(n_latents=64, architecture="relu", normalization="scale")
+    assert relu.trainer_config(4001, 16).beta2 == 0.999
+    assert spec.trainer_config(rows=4_000_000_000, d_in=16).dead_after_rows == 10_000_000
     assert spec.model_copy(update={"steps": 7}).number_of_steps(4001) == 7
     assert spec.steps_between_logs(4001) == 1
     assert spec.steps_between_logs(4_000_000) == 25
