@@ -139,7 +139,7 @@ class AuxiliaryGradients(NamedTuple):
 
 @torch.no_grad()
 def auxiliary_gradients(
-    sae: TopKSAE,
+    sae: SAE,
     pre_BM: Tensor,
     centred_BD: Tensor,
     error_BD: Tensor,

@@ -2,8 +2,9 @@
 
     step.py         what a step is to the trainer
     reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
-    cpu.py          TopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py, cpu_loops.py)
-    gpu.py          the same on a GPU, in Triton (gpu_top_k.py, gpu_loops.py)
+    cpu.py          TopK and BatchTopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py,
+                    cpu_batch_top_k.py, cpu_loops.py)
+    gpu.py          TopK on a GPU, in Triton (gpu_top_k.py, gpu_loops.py)
     ranks.py        what ranks exchange in these two
 
 `step_for` chooses among them.
@@ -15,6 +16,7 @@ from importlib.util import find_spec
 import torch
 from torch import distributed as dist
 
+from sae_core.architectures.batch_topk import BatchTopKSAE
 from sae_core.gradients import written_by_hand
 from sae_core.kernels import ranks
 from sae_core.kernels.reference import DenseStep
@@ -35,13 +37,15 @@ def step_for(
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
     device = sae.W_enc.device
     plain = all(t.device == device and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    if plain and written_by_hand(sae) and options.clip_norm is None:
+    batch_top_k = type(sae) is BatchTopKSAE and sae.config.subtracts_pre_bias
+    if plain and (written_by_hand(sae) or batch_top_k) and options.clip_norm is None:
         if device.type == "cpu":
             from sae_core.kernels import cpu  # numba takes a second to import
 
             if ranks.agreed(cpu.available(), device, group):
                 return cpu.FusedStep(sae, moments, options, group)
-        if device.type == "cuda" and ranks.agreed(find_spec("triton") is not None, device, group):
+        triton = find_spec("triton") is not None
+        if device.type == "cuda" and written_by_hand(sae) and ranks.agreed(triton, device, group):
             from sae_core.kernels import gpu
 
             if gpu.sparse_wins(len(sae.W_enc), sae.config.k, options.rows, dist.get_world_size(group) if group else 1):

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from sae_core.architectures.batch_topk import BatchTopKSAE
+from sae_core.autograd import SUMS
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
 from sae_core.kernels import ranks
 from sae_core.kernels.compiled import ROWS
-from sae_core.kernels.cpu_top_k import top_k
+from sae_core.kernels.cpu_batch_top_k import BatchSelection
+from sae_core.kernels.cpu_top_k import RowSelection
 from sae_core.kernels.step import AdamW, Found, Moments, StepOptions
-from sae_core.sae import TopKSAE
+from sae_core.sae import SAE
 
 PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
 TILE_ELEMENTS = 1 << 25  # pre-activations held at once: 128 MiB
@@ -43,13 +46,11 @@ def available() -> bool:
 
 
 class FusedStep:
-    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step`."""
-
-    figures = 3
+    """Gradients as sparse codes and errors, applied in one pass over the latents, of TopK and BatchTopK. A `Step`."""
 
     def __init__(
         self,
-        sae: TopKSAE,
+        sae: SAE,
         moments: Mapping[str, Moments],
         options: StepOptions,
         group: "dist.ProcessGroup | None" = None,
@@ -61,33 +62,35 @@ class FusedStep:
         rows, k = options.rows, sae.config.k
         self._own = ranks.share(rows, self._group)
         n, d = sae.W_enc.shape
-        ideal = (n / k) ** 0.5  # makes chunk maxima and the values in surviving chunks equally many
-        self._width = max(width for width in (1, 2, 4, 8, 16, 32) if width == 1 or width <= ideal)
+        self._selection: RowSelection | BatchSelection = RowSelection(rows, k, n)
+        self.figures = 3
+        if isinstance(sae, BatchTopKSAE):
+            together = None if options.select_per_rank else self._group
+            self._selection, self.figures = BatchSelection(rows, k, n, self._own, together), SUMS
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
         self._x_BD = torch.empty(rows, d)
         self._centred_BD = torch.empty(rows, d)
         self._pre_TN = torch.empty(min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n)), n)
         self._error_BD = torch.empty(rows, d)
-        self._values_BK = np.empty((rows, k), np.float32)
-        self._d_values_BK = np.empty((rows, k), np.float32)
-        self._places_BK = np.empty((rows, k), np.int32)
-        self._counts_B = np.empty(rows, np.int32)
         blocks = -(-rows // ROWS)
         self._error_RD = np.empty((blocks, d), np.float32)
         self._sums_R2 = np.empty((blocks, 2))
         self._starts_N1 = np.empty(n + 1, np.int64)
-        self._rows_P = np.empty(rows * k, np.int32)
-        self._values_P = np.empty(rows * k, np.float32)
-        self._d_values_P = np.empty(rows * k, np.float32)
+        self._make_room(k, rows * k)
         self._dead_place_N = np.full(n, -1, np.int32)
         self._nobody = (np.empty((0, d), np.float32), np.empty((0, d), np.float32), np.empty(0, np.float32))
         self._dead = self._nobody
         start_threads()
 
+    def _make_room(self, places: int, pairs: int) -> None:
+        self._d_values_BK = np.empty((self._options.rows, places), np.float32)
+        self._rows_P = np.empty(pairs, np.int32)
+        self._values_P, self._d_values_P = np.empty((2, pairs), np.float32)
+
     @torch.no_grad()
     def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
-        """The target is `x_BD` itself, and there is no sparsity penalty: TopK has neither."""
+        """The target is `x_BD` itself, and there is no sparsity penalty: these architectures have neither."""
         sae, options = self._sae, self._options
         dead_M = dead_N.nonzero().squeeze(1)
         start_threads()
@@ -95,26 +98,28 @@ class FusedStep:
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
         pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
         if self._group:
-            for array in (self._x_BD.numpy(), self._values_BK, self._places_BK, self._counts_B):
-                ranks.gather(torch.from_numpy(array), self._own, self._group)
-            torch.sub(self._x_BD, sae.b_pre, out=self._centred_BD)
+            self._exchange(self._group)
+        chosen = self._selection
+        pairs, places = int(chosen.counts_B.sum()), chosen.values_BK.shape[1]
+        if pairs > len(self._rows_P) or places > self._d_values_BK.shape[1]:
+            self._make_room(places, pairs + pairs // 4)
         loops.errors(
             self._x_BD.numpy(),
             self._moving["b_pre"].weight,
             self._moving["W_dec"].weight,
-            self._values_BK,
-            self._places_BK,
-            self._counts_B,
+            chosen.values_BK,
+            chosen.places_BK,
+            chosen.counts_B,
             self._error_BD.numpy(),
             self._d_values_BK,
             self._error_RD,
             self._sums_R2,
         )
         loops.sort_by_latent(
-            self._values_BK,
+            chosen.values_BK,
             self._d_values_BK,
-            self._places_BK,
-            self._counts_B,
+            chosen.places_BK,
+            chosen.counts_B,
             self._scale,
             self._starts_N1,
             self._rows_P,
@@ -135,6 +140,8 @@ class FusedStep:
             self._dead_place_N[dead_M.numpy()] = np.arange(len(dead_M))
             self._dead = (found.W_enc_MD.numpy(), found.W_dec_MD.numpy(), found.b_enc_M.numpy())
             sums[1] = float(found.squared_error) / options.variance
+        if self.figures == SUMS:
+            sums += [sums[0] + options.auxiliary * sums[1], 0.0]
         return Found(torch.tensor(sums, dtype=torch.float64), torch.from_numpy(np.diff(self._starts_N1)))
 
     def _encode(self, dead_M: Tensor) -> Tensor:
@@ -142,22 +149,26 @@ class FusedStep:
         weight_DN, bias_N = self._sae.W_enc.t(), self._sae.b_enc
         tile = len(self._pre_TN)
         pre_BM = torch.empty(self._own.stop - self._own.start, len(dead_M))
-        for start in range(self._own.start, self._own.stop, tile):
-            part = slice(start, min(start + tile, self._own.stop))
-            pre_TN = self._pre_TN[: part.stop - start]
-            torch.mm(self._centred_BD[part], weight_DN, out=pre_TN)
-            top_k(
-                pre_TN.numpy(),
-                self._moving["b_enc"].weight,
-                self._width,
-                self._values_BK[part],
-                self._places_BK[part],
-                self._counts_B[part],
-            )
-            if len(dead_M):
-                own = slice(start - self._own.start, part.stop - self._own.start)
-                torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[own])
-        return pre_BM
+        while True:
+            for start in range(self._own.start, self._own.stop, tile):
+                part = slice(start, min(start + tile, self._own.stop))
+                pre_TN = self._pre_TN[: part.stop - start]
+                torch.mm(self._centred_BD[part], weight_DN, out=pre_TN)
+                self._selection.take(pre_TN.numpy(), self._moving["b_enc"].weight, part)
+                if len(dead_M):
+                    own = slice(start - self._own.start, part.stop - self._own.start)
+                    torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[own])
+            if self._selection.finish():
+                return pre_BM
+
+    def _exchange(self, group: "dist.ProcessGroup") -> None:
+        """Every rank's rows and codes on every rank, and the mean of their thresholds."""
+        chosen = self._selection
+        if isinstance(chosen, BatchSelection):
+            chosen.meet(group)
+        for array in (self._x_BD.numpy(), chosen.values_BK, chosen.places_BK, chosen.counts_B):
+            ranks.gather(torch.from_numpy(array), self._own, group)
+        torch.sub(self._x_BD, self._sae.b_pre, out=self._centred_BD)
 
     def update(self, learning_rate: float, number: int) -> None:
         start_threads()
@@ -175,6 +186,8 @@ class FusedStep:
             *(self._moving[name] for name in PARAMETERS),
             AdamW(*map(np.float32, adamw)),
         )
+        if self._selection.threshold is not None:
+            self._sae.after_step(torch.tensor(self._selection.threshold), number - 1)
 
 
 def _moving(parameter: Tensor, moments: Moments) -> loops.Moving:

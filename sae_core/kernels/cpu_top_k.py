@@ -40,7 +40,7 @@ def _least_kept(keys: np.ndarray, k: int, more: int) -> Any:
 
 
 @njit(fastmath={"reassoc", "nsz"}, **OPTIONS)  # only the sum may be reordered, which is asked whether it is finite
-def _raise_maxima(largest_C: np.ndarray, pre_C: np.ndarray, bias_C: np.ndarray) -> Any:
+def raise_maxima(largest_C: np.ndarray, pre_C: np.ndarray, bias_C: np.ndarray) -> Any:
     """Raises each maximum to pre + bias where that is larger; returns the sum of all, which shows any NaN."""
     total = np.float32(0)
     for c in range(pre_C.shape[0]):
@@ -78,7 +78,7 @@ def top_k(
             total = np.float32(0)
             largest_C[:] = -np.inf
             for start in range(0, n, chunks):
-                total += _raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
+                total += raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
             if not np.isfinite(total):
                 values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
                 continue
@@ -109,3 +109,24 @@ def top_k(
                     count += 1
                 place += 1
             counts_B[row] = count
+
+
+class RowSelection:
+    """The codes of a batch, row by row: TopK's."""
+
+    threshold = None
+
+    def __init__(self, rows: int, k: int, n: int) -> None:
+        self.values_BK = np.empty((rows, k), np.float32)
+        self.places_BK = np.empty((rows, k), np.int32)
+        self.counts_B = np.empty(rows, np.int32)
+        ideal = (n / k) ** 0.5  # makes chunk maxima and the values in surviving chunks equally many
+        self._width = max(width for width in (1, 2, 4, 8, 16, 32) if width == 1 or width <= ideal)
+
+    def take(self, pre_TN: np.ndarray, bias_N: np.ndarray, part: slice) -> None:
+        """The codes of the rows `part`."""
+        top_k(pre_TN, bias_N, self._width, self.values_BK[part], self.places_BK[part], self.counts_B[part])
+
+    def finish(self) -> bool:
+        """Says that all is done."""
+        return True

@@ -63,10 +63,11 @@ class DenseStep:
         """Over this rank's rows, one micro-batch after the other."""
         options = self._options
         rows = options.micro_batch or len(x_BD)
-        count = -(-len(x_BD) // rows)
+        count, parts = -(-len(x_BD) // rows), x_BD.split(rows)
+        targets = parts if target_BD is x_BD else target_BD.split(rows)
         batches = [
             Batch(x, target, dead_N, options.k_auxiliary, self._group, options.select_per_rank, count)
-            for x, target in zip(x_BD.split(rows), target_BD.split(rows), strict=True)
+            for x, target in zip(parts, targets, strict=True)
         ]
         threshold = self._sae.batch_threshold(batches) if count > 1 else None
         total: Gradients | AutogradGradients | None = None

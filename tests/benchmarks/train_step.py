@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from sae_core import SAEConfig, TopKSAE, Trainer, TrainerConfig
+from sae_core import SAEConfig, Trainer, TrainerConfig, make_sae
+from sae_core.config import Architecture
 
 THREADS = 2
 SHAPES = {  # name: rows, d, n, k
     "train_step_cpu_d512_n8192_k32": (2048, 512, 8192, 32),
     "train_step_cpu_d2048_n32768_k64": (1024, 2048, 32768, 64),
     "train_step_cpu_d64_n1024_k16": (1024, 64, 1024, 16),
+    "train_step_cpu_batch_topk_d512_n8192_k32": (2048, 512, 8192, 32),
 }
 SECONDS = 20.0  # for each shape
 FEWEST = 5
@@ -24,7 +26,8 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
     torch.set_num_threads(THREADS)
     for name, (rows, d, n, k) in SHAPES.items():
         if wanted in name:
-            x_BD, step = batch(rows, d), stepper(rows, d, n, k)
+            architecture: Architecture = "batch_topk" if "batch_topk" in name else "topk"
+            x_BD, step = batch(rows, d), stepper(rows, d, n, k, architecture)
             yield row(name, lambda step=step, x_BD=x_BD: step(x_BD), floor(x_BD, n))
 
 
@@ -60,8 +63,10 @@ def in_turn(work: Callable[[], Any], floor: Callable[[], Any]) -> tuple[float, f
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def stepper(rows: int, d: int, n: int, k: int) -> Callable[[torch.Tensor], None]:
+def stepper(
+    rows: int, d: int, n: int, k: int, architecture: Architecture = "topk"
+) -> Callable[[torch.Tensor], None]:
     """A whole step of a training of this shape."""
-    sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
+    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=architecture))
     config = TrainerConfig(batch_size=rows, steps=1_000_000, lr=1e-4, dead_after_rows=10_000_000)
     return Trainer(sae, config, variance=float(d)).step

@@ -14,6 +14,7 @@ from numba import njit
 
 from sae_core.kernels import cpu, cpu_loops, cpu_top_k
 from sae_core.kernels.compiled import dot, fma
+from sae_core.kernels.cpu_batch_top_k import BatchSelection
 
 product = njit(lambda a_D, b_D: dot(a_D, b_D))
 fused = njit(lambda a, b, c: fma(a, b, c))
@@ -64,6 +65,31 @@ def test_large_rows(n, k, width):
     generator = np.random.default_rng(0)
     pre_BN, bias_N = generator.standard_normal((40, n), np.float32), generator.standard_normal(n, np.float32)
     assert top_k(pre_BN, bias_N, k, width) == sorted_top_k(pre_BN, bias_N, k)
+
+
+@given(st.data())
+def test_the_largest_of_a_batch_are_found_exactly_whatever_was_guessed(data):
+    assert cpu.available()
+    n, rows = data.draw(st.integers(1, 150), "n"), data.draw(st.integers(1, 40), "rows")
+    k = data.draw(st.integers(1, n), "k")
+    pool = np.array(data.draw(st.lists(data.draw(st.sampled_from([FLOAT, FEW])), min_size=1, max_size=30)), np.float32)
+    generator = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
+    selection = BatchSelection(rows, k, n, slice(0, rows), None)
+    for scale in data.draw(st.lists(st.sampled_from([0.01, 1.0, 100.0]), min_size=1, max_size=4), "scales"):
+        total_BN = np.float32(scale) * generator.choice(pool, (rows, n))
+        tile = data.draw(st.integers(1, rows), "tile")
+        while True:
+            for start in range(0, rows, tile):
+                part = slice(start, min(start + tile, rows))
+                selection.take(total_BN[part], np.zeros(n, np.float32), part)
+            if selection.finish():
+                break
+        threshold = max(0.0, float(np.sort(total_BN, axis=None)[-k * rows]))
+        assert selection.threshold == threshold
+        for row, count in enumerate(selection.counts_B):
+            places = np.flatnonzero((total_BN[row] >= threshold) & (total_BN[row] > 0))
+            assert selection.places_BK[row, :count].tolist() == places.tolist()
+            assert selection.values_BK[row, :count].tolist() == total_BN[row, places].tolist()
 
 
 def test_rows_of_one_value_keep_the_first_latents_and_negative_rows_none():

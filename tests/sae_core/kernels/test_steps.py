@@ -13,9 +13,9 @@ V = 3.7
 SHAPES = [(17, 96, 5, 40), (64, 200, 16, 33), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
 
-def prepared(d: int, n: int, k: int, rows: int, dtype=torch.float32, **changes):
+def prepared(d: int, n: int, k: int, rows: int, dtype=torch.float32, architecture="topk", **changes):
     """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
-    sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
+    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=architecture))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -67,18 +67,40 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
         assert relative_error(moments[name].exp_avg, getattr(expected, name)) <= 1e-6, name
 
 
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
-def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows):
-    (fused, sae, _), (dense, twin, _) = (prepared(d, n, k, rows, dtype) for dtype in (torch.float32, torch.float64))
+def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, architecture):
+    (fused, sae, _), (dense, twin, _) = (
+        prepared(d, n, k, rows, dtype, architecture) for dtype in (torch.float32, torch.float64)
+    )
+    assert type(fused) is FusedStep
     for number in range(1, 6):
         x_BD, dead_M = batch(rows, d, number), torch.arange(0, n, 3) if number % 2 else torch.arange(0)
         found, expected = found_by(fused, x_BD, dead_M), found_by(dense, x_BD.double(), dead_M)
         torch.testing.assert_close(found.sums, expected.sums, rtol=1e-4, atol=0)
+        assert found.fired_N.tolist() == expected.fired_N.tolist()
         fused.update(1e-2 / number, number)
         dense.update(1e-2 / number, number)
     for name in PARAMETERS:
         assert relative_error(getattr(sae, name).detach(), getattr(twin, name).detach()) <= 1e-4, name
+    if architecture == "batch_topk":
+        torch.testing.assert_close(sae.threshold.double(), twin.threshold, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(n))
+
+
+@pytest.mark.parametrize("dead", [0, 7, "all"])
+@pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
+def test_gradients_of_batch_topk_equal_those_of_autograd_in_float64(d, n, k, rows, dead):
+    step, _, moments = prepared(d, n, k, rows, architecture="batch_topk", beta1=0.0)
+    dense, _, expected = prepared(d, n, k, rows, torch.float64, "batch_topk", beta1=0.0)
+    x_BD = batch(rows, d, 0)
+    dead_M = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else min(dead, n)]
+    found, exact = found_by(step, x_BD, dead_M), found_by(dense, x_BD.double(), dead_M)
+    step.update(1e-3, 1)
+    dense.update(1e-3, 1)
+    torch.testing.assert_close(found.sums, exact.sums, rtol=1e-5, atol=0)
+    for name in PARAMETERS:
+        assert relative_error(moments[name].exp_avg, expected[name].exp_avg) <= 1e-6, name
 
 
 def test_a_latent_that_does_not_fire_still_decays_and_moves():
@@ -133,6 +155,7 @@ def test_each_architecture_dtype_and_machine_gets_its_step(monkeypatch):
     config = SAEConfig(d_in=4, n_latents=8, k=2)
     assert kind(TopKSAE(config)) is FusedStep
     assert kind(TopKSAE(config).double()) is DenseStep
-    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="batch_topk"))) is DenseStep
+    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="batch_topk"))) is FusedStep
+    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="matryoshka"))) is DenseStep
     monkeypatch.setattr(cpu, "available", lambda: False)
     assert kind(TopKSAE(config)) is DenseStep
