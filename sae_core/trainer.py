@@ -86,6 +86,9 @@ class Trainer:
                 f"A rank's share of {config.batch_size // self._world} rows cannot be split into micro-batches of "
                 f"{micro_batch}; choose one that divides it."
             )
+        if group:
+            for tensor in sae.state_dict().values():
+                dist.broadcast(tensor, group_src=0, group=group)
         self._moments = {
             name: Moments(*(torch.zeros_like(tensor, requires_grad=False) for _ in Moments._fields))
             for name, tensor in sae.named_parameters()
@@ -113,9 +116,6 @@ class Trainer:
         self.tracking = Tracking(sae.config.n_latents, **rows, device=device)
         # Since `figures`: what a step sums up, then firings and steps.
         self._sums = torch.zeros(self._step.figures + 2, dtype=torch.float64, device=device)
-        if group:
-            for tensor in sae.state_dict().values():
-                dist.broadcast(tensor, group_src=0, group=group)
 
     @property
     def learning_rate(self) -> float:

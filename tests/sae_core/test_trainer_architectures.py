@@ -248,9 +248,8 @@ def run_rank(rank: int, world: int, store: str, folder: str) -> None:
     share, found = BATCH // world, {}
     for name, per_rank in [*((name, False) for name in CONFIGS), ("batch_topk", True)]:
         micro_batch = share // 2 if name in ("batch_topk", "matryoshka", "relu") and not per_rank else None
-        learner = trainer(
-            name, seed=rank, group=dist.group.WORLD, select_per_rank=per_rank, micro_batch=micro_batch
-        )
+        settings = {"select_per_rank": per_rank, "average_decay": 0.9 if name == "relu" else None}
+        learner = trainer(name, seed=rank, group=dist.group.WORLD, micro_batch=micro_batch, **settings)
         for step in range(5):
             mine_BD = batch(step)[rank * share : (rank + 1) * share]
             learner.step(mine_BD, target(name, mine_BD))
