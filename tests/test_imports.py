@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("sae_core", "tasks", "flows", "deployments")  # each may import itself and what stands left of it
 
 # sae_core computes: what it may import besides the standard library.
-CORE_LIBRARIES = {"torch", "numpy", "pydantic", "safetensors", "numba", "triton"}
+CORE_LIBRARIES = {"torch", "numpy", "pydantic", "safetensors", "llvmlite", "numba", "triton"}
 
 # What costs so much to import that `saeflow plan` could not answer in two seconds.
 HEAVY = {"anthropic", "datasets", "pandas", "prefect", "pyarrow", "ray", "s3fs", "torch", "transformers", "wandb"}
