@@ -119,7 +119,7 @@ def _reaching(
             pre_N, values_W, places_W = pre_TN[row], values_TW[row], places_TW[row]
             total, count = np.float32(0), 0
             for start in range(0, n, chunks):
-                largest_C[:] = -np.inf
+                largest_C[:] = -np.inf  # so that what is raised is the sum itself
                 total += raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
                 reached = 0
                 for c in range(chunks):

@@ -2,7 +2,8 @@
 
 As on the CPU (cpu.py) no gradient of a weight matrix lies in memory, and ranks share the encoder's matmul, then tell
 each other rows and codes and make the whole update each. Besides weights and moments there are one tile of
-pre-activations, two copies of the rows and codes of K numbers a row; while latents are dead, their two gradients too.
+pre-activations, rows and errors, codes of K numbers a row and the selection's pool of a few hundred; while latents are
+dead, their two gradients too.
 
 With `precision` fp32 all is fp32, as torch has it. With tf32 the factors in matmuls, the encoder's and those of the
 auxiliary loss, are rounded to tf32. With bf16 the encoder's are rounded to bf16, and so are the rows, errors and

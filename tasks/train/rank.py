@@ -63,7 +63,7 @@ def _train(files: Files, request: Request) -> None:
     if not layouts or layout != {name: layouts[-1][name] for name in layout}:
         layouts.append({"from_step": trainer.step_number, **layout})
     held_out = ROWS if spec.validation_rows is None else spec.validation_rows
-    validation = Validation.of(artifact, held_out, group)
+    validation = Validation.of(artifact, held_out, group, device)
 
     mode = (runtime.wandb or "offline") if rank == 0 else "disabled"
     view = View(mode, request.key, spec.model_dump(mode="json"), settings().cache)

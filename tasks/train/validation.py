@@ -1,7 +1,7 @@
 """How well a training does on rows that it never sees, while it goes on: every rank encodes its share of them.
 
-    validation = Validation.of(artifact, at_most=8192, group=group)       # None where nothing was put aside
-    validation.figures(trainer)                                  # {"validation_fvu": 0.07, "validation_l0": 16.0}
+    validation = Validation.of(artifact, at_most=8192, group=group, device=device)   # None: nothing was put aside
+    validation.figures(trainer)                                        # {"validation_fvu": 0.07, "validation_l0": 16.0}
 
 The figures are those of `sae_core.metrics` in the space of the activations themselves, over the first rows that were
 put aside; with an average of the weights, of that average, which is what the training leaves.
@@ -25,11 +25,12 @@ POINTS = 20  # about so many times in a training
 class Validation:
     """One rank's share of the rows, and what their squared deviation from their mean sums up to."""
 
-    def __init__(self, rows: "Rows", count: int, group: "dist.ProcessGroup") -> None:
+    def __init__(self, rows: "Rows", count: int, group: "dist.ProcessGroup", device: "torch.device") -> None:
+        """`device`: where the group's tensors have to be, and the trainer is."""
         import torch
         import torch.distributed as dist
 
-        self._group = group
+        self._group, self._device = group, device
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         first, last = rank * count // world, (rank + 1) * count // world
         self._parts = [rows.read(at, min(at + CHUNK_ROWS, last)) for at in range(first, last, CHUNK_ROWS)]
@@ -38,11 +39,15 @@ class Validation:
         for part_BD in self._parts:
             sum_D += part_BD.double().sum(0)
         mean_D = self._total(sum_D) / count
-        deviation = sum(((part_BD.double() - mean_D).square().sum() for part_BD in self._parts), torch.zeros(()))
-        self._deviation = float(self._total(deviation.double()))
+        deviation = torch.zeros((), dtype=torch.float64)
+        for part_BD in self._parts:
+            deviation += (part_BD.double() - mean_D).square().sum()
+        self._deviation = float(self._total(deviation))
 
     @classmethod
-    def of(cls, artifact: Artifact, at_most: int, group: "dist.ProcessGroup") -> Optional["Validation"]:
+    def of(
+        cls, artifact: Artifact, at_most: int, group: "dist.ProcessGroup", device: "torch.device"
+    ) -> Optional["Validation"]:
         """On at most so many of the rows that preprocess put aside; None without any."""
         from sae_core import Rows
 
@@ -50,7 +55,7 @@ class Validation:
         if count == 0:
             return None
         names = [name for name in artifact.names() if name.startswith("validation-")]
-        return cls(Rows([artifact.path(name) for name in names]), count, group)
+        return cls(Rows([artifact.path(name) for name in names]), count, group, device)
 
     def figures(self, trainer: "Trainer") -> dict[str, float]:
         """Equal on all ranks, which all call this."""
@@ -59,11 +64,10 @@ class Validation:
         from sae_core import metrics
 
         sae = trainer.averaged() if trainer.config.average_decay is not None else trainer.sae
-        device = sae.W_enc.device
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         with torch.no_grad():
             for part_BD in self._parts:
-                x_BD = part_BD.to(device, torch.float32)
+                x_BD = part_BD.to(self._device, torch.float32)
                 codes = sae.encode(x_BD)
                 sums[0] += metrics.squared_error(x_BD, sae.decode(codes)).sum()
                 sums[1] += codes.counts().sum()
@@ -71,7 +75,9 @@ class Validation:
         return {"validation_fvu": error / self._deviation, "validation_l0": fired / self._count}
 
     def _total(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """The sum over all ranks, on the CPU."""
         import torch.distributed as dist
 
+        tensor = tensor.to(self._device)
         dist.all_reduce(tensor, group=self._group)
-        return tensor
+        return tensor.cpu()
