@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.hardware import hardware
 from tasks.archive import ArchiveSpec
 from tasks.capture import CaptureSpec
 from tasks.corpus import CorpusSpec
@@ -73,6 +74,8 @@ class PipelineConfig(BaseModel):
                 f"preprocess.site is {self.preprocess.site!r}, but capture.sites records only "
                 f"{', '.join(self.capture.sites)}; name one of these, or capture it too"
             )
+        if self.runtime.hardware is not None:
+            hardware(self.runtime.hardware)
         problem = self.runtime.cannot_share(self.train.batch_size)
         if problem:
             raise ValueError(problem)

@@ -27,6 +27,7 @@ class Estimate:
     """Figures of a whole run. Bytes are what the store ends up holding; None where nothing is known yet."""
 
     tokens: int | None
+    train_tokens: int | None  # those that are not held out
     captured_bytes: int | None
     archived_bytes: int | None
     shuffled_bytes: int | None
@@ -58,19 +59,22 @@ def estimate(config: PipelineConfig, planned: list[Planned], points: Sequence[Tr
     if points:  # a sweep labels nothing
         dollars = dict.fromkeys(dollars, 0.0)
     flop = trained = None
+    train_tokens = None if tokens is None else int(tokens * (1 - config.preprocess.validation_fraction))
     if d_model is not None:
         trainings = points or [config.train]
         flop = sum(
-            12.0 * train.batch_size * train.number_of_steps(tokens or 0) * train.n_latents * d_model
+            12.0 * train.batch_size * train.number_of_steps(train_tokens or 0) * train.n_latents * d_model
             for train in trainings
         )
         weights = [2 * train.n_latents * d_model * FLOAT_BYTES for train in trainings]
         trained = sum(weights) + CHECKPOINT_WEIGHTS * max(weights)
     if tokens is None or d_model is None:
-        return Estimate(tokens, None, None, None, flop, trained, dollars)
+        return Estimate(tokens, train_tokens, None, None, None, flop, trained, dollars)
     one_site = tokens * d_model * 2
     captured = one_site * len(config.capture.sites)
-    return Estimate(tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop, trained, dollars)
+    return Estimate(
+        tokens, train_tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop, trained, dollars
+    )
 
 
 def _tokens(config: PipelineConfig, planned: list[Planned]) -> int | None:
@@ -84,8 +88,9 @@ def _tokens(config: PipelineConfig, planned: list[Planned]) -> int | None:
         tokens = int(DEMO_TEXT_BYTES / BYTES_PER_TOKEN)
     else:
         outside = corpus.outside if corpus is not None else None
-        files = (outside or {}).get("files", [])  # a data set on the hub does not say its size
-        tokens = int(sum(file.get("size") or 0 for file in files) / BYTES_PER_TOKEN)
+        files = (outside or {}).get("files", [])
+        size = sum(file.get("size") or 0 for file in files)  # a data set on the hub does not say it
+        tokens = int(size / BYTES_PER_TOKEN) or config.runtime.expected_tokens or 0
     if config.corpus.max_rows is not None and tokens:
         tokens = min(tokens, config.corpus.max_rows * config.capture.max_tokens)
     return tokens or None

@@ -194,7 +194,7 @@ def figures_text(figures: dict[str, Any], most: int = 6) -> str:
 
 def quantity(value: float) -> str:
     """A number as people read it: 1234567 -> 1.23M, 0.08213 -> 0.0821."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}"

@@ -12,6 +12,7 @@ from flows.config import PipelineConfig
 from flows.dag import STAGES, SWEEP_STAGES, up_to, wire, wire_sweep
 from tasks.artifacts import Manifest, Spec, Stage, Store, group_digest
 from tasks.artifacts.store import progress_folder
+from tasks.errors import InputError
 from tasks.settings import settings
 from tasks.train import TrainSpec
 
@@ -30,6 +31,7 @@ class Planned:
     manifest: Manifest | None = None
     shard: int | None = None
     outside: dict[str, Any] | None = None  # what the stage has pinned of the world outside the store
+    problem: InputError | None = None  # why that cannot be pinned: a run would end with it
 
 
 class Planner:
@@ -60,7 +62,10 @@ class Planner:
             again = "Cached if it comes out the same" if self._of(stage) else "nothing of it is stored yet"
             return Planned(stage.name, "depends", f"{' and '.join(rebuilt)} must be made first; {again}")
         known = {name: digest for name, digest in digests.items() if digest is not None}
-        outside = stage.pin(spec, settings()) if stage.pin else None
+        try:
+            outside = stage.pin(spec, settings()) if stage.pin else None
+        except InputError as error:
+            return Planned(stage.name, "will run", "what it reads cannot be looked up now", problem=error)
         key = stage.key(spec, known)
         if stage.name in self.force:  # before the manifest is read: it may be torn, and this is the remedy
             return Planned(stage.name, "will run", "asked for by --force", outside=outside)

@@ -52,6 +52,9 @@ def judge(
     only: str | None = None,
 ) -> None:
     """What of it can be told without other services: earlier artifacts, store, folders, layers, text, space, budget."""
+    for entry in planned:
+        if entry.problem is not None:
+            raise entry.problem
     missing = next((entry.stage for entry in planned if entry.state != "Cached" and entry.stage != only), None)
     if only is not None and missing is not None:
         raise needed_first(only, missing, store)

@@ -11,8 +11,10 @@ from rich.tree import Tree
 from flows.config import PipelineConfig, load_preset
 from flows.config import presets as preset_names
 from flows.estimate import estimate
-from flows.live import quantity
+from flows.hardware import PRICES_AS_OF, Hardware, hardware
+from flows.live import clock_text, quantity
 from flows.planner import Planned
+from flows.sizing import Cost, sizing
 from tasks.artifacts import InputReference, Manifest, Store
 from tasks.artifacts.lease import LEASE
 from tasks.artifacts.maintenance import inputs_of
@@ -53,6 +55,32 @@ def show_plan(
     dollars = sum(needs.dollars.values())
     parts.append(f"Claude at most ${dollars:.2f}" if dollars else "no paid service")
     console.print("needs " + ", ".join(parts), highlight=False, soft_wrap=True)
+    if config.runtime.hardware is not None and not points:
+        on = hardware(config.runtime.hardware)
+        _show_costs(console, sizing(config, needs, on), on)
+
+
+def _show_costs(console: Console, costs: list[Cost], on: Hardware) -> None:
+    """What the whole run takes on that hardware, as if nothing were stored yet."""
+    if not costs:
+        console.print(f"times on {on.name}: not known before the model's config.json and the size of the text are")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("the whole run", "time", "GPU-hours", "stored", "reckoned from"):
+        table.add_column(name, justify="right" if name in ("time", "GPU-hours", "stored") else "left")
+    for cost in costs:
+        gpu_hours = f"{cost.gpu_seconds / 3600:.1f}" if cost.gpu_seconds else ""
+        stored = f"{quantity(cost.stored_bytes)}B" if cost.stored_bytes else ""
+        table.add_row(cost.stage, clock_text(cost.seconds), gpu_hours, stored, cost.how)
+    console.print(table)
+    seconds, gpu_seconds = sum(cost.seconds for cost in costs), sum(cost.gpu_seconds for cost in costs)
+    hours = seconds / 3600 * on.gpus  # the machine is paid for also while its GPUs wait
+    console.print(
+        f"on {on.name}: {clock_text(seconds)}, {gpu_seconds / 3600:.0f} GPU-hours of work, "
+        f"${hours * on.gpu.dollars:,.0f} for the machine ({hours:.0f} GPU-hours at ${on.gpu.dollars:.2f}, "
+        f"{PRICES_AS_OF}). Label and score wait for Claude without it, at most 24 h each.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def tell_unreadable(console: Console) -> Unreadable:
@@ -117,12 +145,12 @@ def _named(manifest: Manifest) -> str:
 def show_presets(console: Console) -> None:
     """Each preset and what it is."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("preset", "model", "site", "latents", "k"):
+    for name in ("preset", "model", "site", "autoencoder", "reckoned for"):
         table.add_column(name)
     for name in preset_names():
         config = load_preset(name)
-        size = (str(config.train.n_latents), str(config.train.k) if config.train.uses_k else "-")
-        table.add_row(name, config.model.path or "its own", config.site, *size)
+        hardware = config.runtime.hardware or "this machine"
+        table.add_row(name, config.model.path or "its own", config.site, config.train.size(), hardware)
     console.print(table)
 
 

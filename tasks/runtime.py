@@ -69,6 +69,16 @@ class Runtime(BaseModel):
         json_schema_extra={"position": 12},
     )
 
+    hardware: str | None = Field(
+        None, title="Hardware to plan for", description="For the plan's times and dollars alone, such as 8xh200; "
+        "empty: none are told.", json_schema_extra={"position": 13},
+    )
+    expected_tokens: int | None = Field(
+        None, ge=1, title="Tokens to plan for",
+        description="For the plan alone: tokens of a corpus whose size cannot be told before it is read.",
+        json_schema_extra={"position": 14},
+    )
+
     @model_validator(mode="after")
     def _dashboard_is_of_a_cluster(self) -> Self:
         if self.ray_dashboard and not re.match(r"https?://[^/:\s]", self.ray_dashboard):

@@ -23,6 +23,7 @@ from tasks.corpus.stdlib_text import stdlib_documents, stdlib_fingerprint
 from tasks.errors import ArtifactError, InputError
 from tasks.folders import home_expanded
 from tasks.model.files import ModelShape, check_folder, hub_commit, hub_config, hub_snapshot, is_local, read_shape
+from tasks.model.known import known_shape
 from tasks.model.language_model import LanguageModelSpec, no_progress_bars, train_language_model
 from tasks.outside import pin_file, pin_files, trust_notice
 from tasks.settings import Settings, settings
@@ -115,16 +116,17 @@ MODEL = Stage("model", version=1, spec=ModelSpec, run=make_model, pin=pin_model)
 
 
 def describe_model(model: ModelSpec | str) -> ModelShape | None:
-    """Layers and widths, read from config.json alone; None for a hub name of which nothing is on this machine yet.
+    """Layers and widths, read from config.json alone, or for a hub name that is not here yet known by heart, or None.
 
     Imports neither torch nor transformers. Raises InputError for a folder that cannot be used.
     """
     spec = ModelSpec(path=model) if isinstance(model, str) else model
     if spec.path is None:
-        return ModelShape(spec.demo.layers, spec.demo.d_model, spec.demo.vocabulary, spec.demo.context)
+        d, demo = spec.demo.d_model, spec.demo
+        return ModelShape(demo.layers, d, demo.vocabulary, demo.context, 4 * d * d + 3 * d * demo.d_mlp)
     if not is_local(spec.path):
         config = hub_config(spec.path, spec.revision)
-        return None if config is None else read_shape(config.parent)
+        return known_shape(spec.path) if config is None else read_shape(config.parent)
     folder = home_expanded(Path(spec.path), "model.path")
     check_folder(folder)
     return read_shape(folder)

@@ -27,6 +27,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+WITHOUT_GATE = ("gpt2", "gpt_neo", "gpt_neox", "opt", "bloom", "falcon", "phi")  # their MLP has two matrices, not three
 HUB_PATTERNS = [CONFIG, INDEX, "*.safetensors", *TOKENIZER_FILES]
 _COMPLETE_TOKENIZERS = (
     {"tokenizer.json"},
@@ -46,6 +47,7 @@ class ModelShape(NamedTuple):
     d_model: int
     vocabulary: int | None
     context: int | None
+    layer_parameters: int  # weights of one layer's attention and MLP together
 
 
 def is_local(path: str) -> bool:
@@ -94,8 +96,17 @@ def read_shape(folder: Path) -> ModelShape:
             f"{path} names no num_hidden_layers or no hidden_size (it has {', '.join(sorted(config)[:8])}, ...); "
             "give a decoder-only language model."
         )
+    heads = first("num_attention_heads", "n_head", "num_heads") or 1
+    d_queries = heads * (first("head_dim") or d_model // heads)
+    d_keys = d_queries * (first("num_key_value_heads") or heads) // heads
+    d_mlp = first("intermediate_size", "n_inner", "ffn_dim") or 4 * d_model
+    mlp = (2 if config.get("model_type") in WITHOUT_GATE else 3) * d_model * d_mlp
     return ModelShape(
-        layers, d_model, first("vocab_size"), first("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+        layers,
+        d_model,
+        first("vocab_size"),
+        first("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+        2 * d_model * (d_queries + d_keys) + mlp,
     )
 
 
