@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import guard
 from tasks.cluster.actors import Pool
-from tasks.errors import ClusterError
+from tasks.errors import ClusterError, InputError
 from tasks.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -182,7 +182,15 @@ def _attach(runtime: Runtime) -> Cluster:
 
 
 def reach(runtime: Runtime) -> None:
-    """Fails at once for a cluster where nothing listens; Ray itself would try for a minute. Loads no Ray."""
+    """Fails at once for a cluster where nothing listens, or without a GPU that is asked for. Loads no Ray.
+
+    Ray itself would try for a minute, and a missing GPU would be told after the model and the corpus are made.
+    """
+    if runtime.device == "cuda" and not runtime.ray_address:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("runtime.device is 'cuda', but torch finds no GPU on this machine; use auto or cpu.")
     for name in ("ray_address", "ray_dashboard"):
         address = getattr(runtime, name) or ""
         host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
