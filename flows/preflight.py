@@ -10,7 +10,7 @@ from tasks.claude.service import check_access
 from tasks.cluster import reach
 from tasks.errors import InputError, StoreError
 from tasks.folders import why_not_writable
-from tasks.model import describe_model
+from tasks.model import describe_model, reads_chats
 from tasks.settings import settings
 from tasks.train import TrainSpec
 
@@ -65,6 +65,7 @@ def judge(
     check_folders()
     if "capture" in to_do:
         _check_layers(config)
+        _check_chats(config)
     _check_text(config, planned)
     if to_do - {"model", "corpus"}:
         needs = estimate(config, planned, points)
@@ -104,6 +105,15 @@ def _check_layers(config: PipelineConfig) -> None:
                 f"capture.sites names {site!r}, but the model has {described.n_layers} layers, 0 to "
                 f"{described.n_layers - 1}; choose one of these."
             )
+
+
+def _check_chats(config: PipelineConfig) -> None:
+    if config.corpus.unit == "chat" and reads_chats(config.model) is False:
+        model = config.model.path or "the demo's own model"
+        raise InputError(
+            f"corpus.unit is 'chat', but {model} has no chat template; name an instruction-tuned model in "
+            "model.path, or take corpus.unit=document."
+        )
 
 
 def _check_text(config: PipelineConfig, planned: list[Planned]) -> None:

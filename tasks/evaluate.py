@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
+from tasks.corpus import holds_chats
 from tasks.errors import InputError
 from tasks.row_table import write_columns
 
@@ -135,8 +136,9 @@ def _on_text(
 
     read, texts = index["capture"], _held_out_texts(spec, corpus, index)
     prompts = tokenise(
-        load_tokenizer(model), texts, bos=read["bos"], drop_bos=not read["bos_stored"], longest=read["max_tokens"]
-    )
+        load_tokenizer(model), texts, bos=read["bos"], drop_bos=not read["bos_stored"], longest=read["max_tokens"],
+        chats=holds_chats(corpus),
+    )  # fmt: skip
     device = next(sae.parameters()).device
     language_model = load_model(model, device=device)
     sums: list[Tensor] = []

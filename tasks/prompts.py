@@ -5,6 +5,7 @@ Capture reads the corpus so, and whoever measures an autoencoder on text must re
 Shapes: B rows of a batch, L padded length.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXTS_AT_ONCE = 1000
+FIXED_DAY = (  # before a chat template: the day that Llama's templates say where they cannot know it
+    "{%- macro strftime_now(format) -%}"
+    "{{- {'%Y-%m-%d': '2024-07-26'}.get(format, '26 Jul 2024') -}}"
+    "{%- endmacro -%}"
+)
 
 
 class Prompts(NamedTuple):
@@ -32,10 +38,13 @@ class Batch(NamedTuple):
     kept_BL: "Tensor"  # bool: the tokens that count, neither padding nor skipped
 
 
-def tokenise(tokenizer: Any, texts: list[str], *, bos: str, drop_bos: bool, longest: int) -> Prompts:
+def tokenise(
+    tokenizer: Any, texts: list[str], *, bos: str, drop_bos: bool, longest: int, chats: bool = False
+) -> Prompts:
     """Tokens of each text, at most `longest`, BOS included; `bos` and `drop_bos` as in CaptureSpec.
 
-    Raises InputError when a BOS is to be added and the tokenizer has none.
+    Chats (JSON lists of messages) go through the tokenizer's chat template, whose special tokens are tokens like any.
+    Raises InputError when a BOS is to be added and the tokenizer has none, or a template for chats.
     """
     bos_id = tokenizer.bos_token_id
     if bos == "add" and bos_id is None:
@@ -43,6 +52,8 @@ def tokenise(tokenizer: Any, texts: list[str], *, bos: str, drop_bos: bool, long
     ids, cut = [], 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         some = texts[start : start + TEXTS_AT_ONCE]
+        if chats:
+            some = [_as_read(tokenizer, chat) for chat in some]
         for row in tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]:
             if bos == "add" and row[:1] != [bos_id]:
                 row = [bos_id, *row]
@@ -50,6 +61,20 @@ def tokenise(tokenizer: Any, texts: list[str], *, bos: str, drop_bos: bool, long
             ids.append(row[:longest])
     skipped = [int(drop_bos and bos_id is not None and row[:1] == [bos_id]) for row in ids]
     return Prompts(ids, skipped, cut)
+
+
+def _as_read(tokenizer: Any, chat: str) -> str:
+    """A conversation as the model reads it. Templates that tell today's date get the same one on every day."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "corpus.unit is 'chat', but the model's tokenizer has no chat template; take an instruction-tuned model, "
+            "or corpus.unit=document."
+        )
+    try:
+        template = FIXED_DAY + tokenizer.get_chat_template()
+        return str(tokenizer.apply_chat_template(json.loads(chat), tokenize=False, chat_template=template))
+    except Exception as error:  # a template is a program of the model's maker, and may raise what it likes
+        raise InputError(f"The model's chat template refuses the chat {chat[:80]!r}: {error}. Leave it out.") from error
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.artifacts import Artifact
+from tasks.corpus import holds_chats
 from tasks.errors import InputError
 from tasks.prompts import padded, tokenise
 
@@ -72,7 +73,9 @@ class CaptureWorker:
 
         ids, texts = _read(corpus.path("rows.parquet"), spec)
         longest = min(spec.max_tokens, self.context or spec.max_tokens)
-        prompts = tokenise(self.tokenizer, texts, bos=spec.bos, drop_bos=spec.drop_bos, longest=longest)
+        prompts = tokenise(
+            self.tokenizer, texts, bos=spec.bos, drop_bos=spec.drop_bos, longest=longest, chats=holds_chats(corpus)
+        )
         stored = [row[skip:] for row, skip in zip(prompts.ids, prompts.skipped, strict=True)]
         offsets = np.cumsum([0, *map(len, stored)], dtype=np.int64)
         tokens = np.array([token for row in stored for token in row], dtype=np.int32)

@@ -4,6 +4,7 @@
     CORPUS.build(store, CorpusSpec(path="stories/*.txt", unit="sentence"))
     CORPUS.build(store, CorpusSpec(path="s3://bucket/posts.jsonl", column="body", unit="document"))
     CORPUS.build(store, CorpusSpec(path="org/stories", max_rows=100_000))    # a data set on the hub
+    CORPUS.build(store, CorpusSpec(path="lmsys/lmsys-chat-1m", column="conversation", unit="chat"))
     texts, row_ids = read_rows(artifact, 100, 200)
 
 rows.parquet: doc_id int64, row_id int64 (0, 1, ... in order), text string. Nothing is dropped silently: the summary
@@ -51,13 +52,14 @@ class CorpusSpec(Spec):
     )
     column: str = Field(
         "text",
-        description="Column that holds the text, of .jsonl and .parquet.",
+        description="Column that holds the text or the chat, of .jsonl and .parquet.",
         title="Column",
         json_schema_extra={"position": 1},
     )
     unit: Unit = Field(
         "sentence",
-        description="What a row is: a sentence, a paragraph (between blank lines), or a whole document.",
+        description="What a row is: a sentence, a paragraph (between blank lines), a whole document, or a chat: a list "
+        "of messages with role and content, which the model reads through its chat template.",
         title="Row",
         json_schema_extra={"position": 2},
     )
@@ -169,6 +171,11 @@ def make_corpus(spec: CorpusSpec, out: Workspace) -> Summary:
 CORPUS = Stage("corpus", version=1, spec=CorpusSpec, run=make_corpus, pin=pin_corpus)
 
 
+def holds_chats(corpus: Artifact) -> bool:
+    """Whether the rows are conversations, as JSON lists of messages, rather than plain text."""
+    return corpus.manifest.spec.get("unit") == "chat"
+
+
 def read_rows(corpus: Artifact, start: int, stop: int) -> tuple[list[str], np.ndarray]:
     """Texts and row ids (int64) of the rows [start, stop); reads only the row groups that hold them."""
     import numpy as np
@@ -193,7 +200,7 @@ def _pieces(spec: CorpusSpec, sources: list[Source], sizes: list[int], out: Work
         return
     if is_dataset(spec.path):
         commit = hub_commit(spec.path, spec.revision, "dataset")
-        yield from read_dataset(spec.path, spec.subset, spec.part, commit, spec.column)
+        yield from read_dataset(spec.path, spec.subset, spec.part, commit, spec.column, spec.unit == "chat")
         return
     last, before = -1, 0
     for source, size in zip(sources, sizes, strict=True):

@@ -21,7 +21,9 @@ def is_dataset(path: str) -> bool:
     return _NAME.fullmatch(path) is not None and not is_text_file(path) and not Path(path.partition("/")[0]).is_dir()
 
 
-def read_dataset(name: str, subset: str | None, part: str, commit: str, column: str) -> Iterator[Piece]:
+def read_dataset(
+    name: str, subset: str | None, part: str, commit: str, column: str, chats: bool = False
+) -> Iterator[Piece]:
     """One piece for each row of one part ("train") of a data set, which is a document each.
 
     Raises InputError for a part, subset or column it does not have, and when the hub fails.
@@ -39,7 +41,7 @@ def read_dataset(name: str, subset: str | None, part: str, commit: str, column: 
                     f"The data set {name} has no column {column!r}; it has {', '.join(row)}. "
                     "Set corpus.column to one of these."
                 )
-            yield value_piece(row[column], number, f"{name}, {part}, row {number}", 0)
+            yield value_piece(row[column], number, f"{name}, {part}, row {number}", 0, chats)
             number += 1
     except (OSError, ValueError, RuntimeError) as error:
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

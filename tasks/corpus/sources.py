@@ -5,7 +5,8 @@
 
 A piece is text that belongs to one document (a line, a paragraph or all of it, as the unit needs), or `Refused`. Files
 are .txt (a file is a document; a line `<|endoftext|>` ends one within it), .jsonl and .parquet (a row is a document);
-.txt and .jsonl also packed (.gz, .bz2, .xz). Order: files by name, then as they stand in the file.
+.txt and .jsonl also packed (.gz, .bz2, .xz). A chat is a row's list of messages, kept as JSON.
+Order: files by name, then as they stand in the file.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from tasks.errors import InputError
 from tasks.folders import home_expanded
 from tasks.outside import pin_file
 
-Unit = Literal["sentence", "paragraph", "document"]
+Unit = Literal["sentence", "paragraph", "document", "chat"]
 TEXT, LINES, TABLE = (".txt", ".text", ".md"), (".jsonl", ".ndjson"), (".parquet",)
 PACKED = (".gz", ".bz2", ".xz")
 KINDS_SAID = ".txt, .jsonl or .parquet (.txt and .jsonl also as .gz, .bz2, .xz)"
 DOCUMENT_END = b"<|endoftext|>"
 LONGEST_LINE = 64 << 20  # bytes; what is longer is passed over without being held in memory
+MESSAGE = ("role", "content")  # what is kept of a conversation's message
 TABLE_ROWS = 1024  # read at a time from a parquet file
 
 
@@ -93,13 +95,15 @@ def read_source(source: Source, unit: Unit, column: str, longest: int, document:
     """The pieces of one file; its documents are numbered from `document`. A row has at most `longest` characters."""
     kind = _kind(source.url)
     if kind == TABLE:
-        yield from _read_table(source, column, document)
+        yield from _read_table(source, column, document, unit == "chat")
+    elif kind == TEXT and unit == "chat":
+        raise InputError(f"corpus.unit is 'chat', but {source.url} is plain text; give .jsonl or .parquet.")
     else:
         yield from _read_lines(source, kind == LINES, unit, column, longest, document)
 
 
 def split(text: str, unit: Unit) -> list[str]:
-    """The rows of a piece."""
+    """The rows of a piece; a chat is one."""
     if unit == "sentence":
         return split_sentences(text)
     return split_paragraphs(text) if unit == "paragraph" else [text.strip()]
@@ -180,7 +184,10 @@ def _read_lines(source: Source, as_json: bool, unit: Unit, column: str, longest:
     try:
         with fsspec.open(source.url, "rb", compression="infer") as file:
             lines = _lines(file, source.name)
-            yield from _read_json(lines, column, document) if as_json else _read_text(lines, unit, longest, document)
+            if as_json:
+                yield from _read_json(lines, column, document, unit == "chat")
+            else:
+                yield from _read_text(lines, unit, longest, document)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{source.url} cannot be read to its end ({error}); fetch or pack it again.") from error
 
@@ -246,17 +253,17 @@ def _read_text(lines: Iterator[Line], unit: Unit, longest: int, document: int) -
     yield from gathered()
 
 
-def _read_json(lines: Iterator[Line], column: str, document: int) -> Iterator[Piece]:
+def _read_json(lines: Iterator[Line], column: str, document: int, chats: bool) -> Iterator[Piece]:
     for line in lines:
         if line.raw is None:
             yield Refused("too_long", line.where)
         elif line.raw.strip():
             text = _decode(line.raw, line.where)
-            yield text if isinstance(text, Refused) else _json_piece(text, column, document, line)
+            yield text if isinstance(text, Refused) else _json_piece(text, column, document, line, chats)
             document += 1
 
 
-def _json_piece(text: str, column: str, document: int, line: Line) -> Piece:
+def _json_piece(text: str, column: str, document: int, line: Line, chats: bool) -> Piece:
     try:
         row = json.loads(text)
     except ValueError as error:
@@ -266,23 +273,38 @@ def _json_piece(text: str, column: str, document: int, line: Line) -> Piece:
         raise InputError(
             f"{line.where}: there is no column {column!r} (it has {has}); set corpus.column to one of these."
         )
-    return value_piece(row[column], document, line.where, line.end)
+    return value_piece(row[column], document, line.where, line.end, chats)
 
 
-def value_piece(value: Any, document: int, where: str, position: int) -> Piece:
-    """The piece a table's cell makes; raises InputError for a cell that is no text."""
-    if value is None or value == "":
+def value_piece(value: Any, document: int, where: str, position: int, chats: bool) -> Piece:
+    """The piece a table's cell makes, text or a conversation; raises InputError for a cell that is neither."""
+    if value is None or value == "" or value == []:
         return Refused("empty", where)
-    if not isinstance(value, str):
+    text = _chat_text(value, where) if chats else value
+    if not isinstance(text, str):
         raise InputError(f"{where}: the column holds a {type(value).__name__} instead of text; set corpus.column.")
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
         return Refused("not_utf8", f"{where} (character {error.start} of it is half of a surrogate pair)")
-    return Text(document, value, position)
+    return Text(document, text, position)
 
 
-def _read_table(source: Source, column: str, document: int) -> Iterator[Piece]:
+def _chat_text(value: Any, where: str) -> str:
+    """A conversation as the corpus keeps it: its messages' roles and contents as JSON."""
+    messages = value if isinstance(value, list) else []
+    for message in messages:
+        if not (isinstance(message, dict) and all(isinstance(message.get(name), str) for name in MESSAGE)):
+            messages = []
+    if not messages:
+        raise InputError(
+            f"{where}: the column holds no conversation, which is a list of messages with role and content "
+            f"(it begins {str(value)[:60]!r}); set corpus.column, or corpus.unit=document for plain text."
+        )
+    return json.dumps([{name: message[name] for name in MESSAGE} for message in messages], ensure_ascii=False)
+
+
+def _read_table(source: Source, column: str, document: int, chats: bool) -> Iterator[Piece]:
     import fsspec
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -298,13 +320,14 @@ def _read_table(source: Source, column: str, document: int) -> Iterator[Piece]:
                 f"{source.url} has no column {column!r}; it has {', '.join(names)}. Set corpus.column to one of these."
             )
         kind = table.schema_arrow.field(column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
+        if not chats and not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
             raise InputError(f"The column {column!r} of {source.url} holds {kind} instead of text; set corpus.column.")
         number = 0
         for batch in table.iter_batches(batch_size=TABLE_ROWS, columns=[column]):
-            for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
+            cells = batch.column(0) if chats else batch.column(0).cast(pa.large_binary())
+            for cell in cells.to_pylist():
                 where = f"{source.name}, row {number}"
-                text = None if raw is None else _decode(raw, where)
+                value = _decode(cell, where) if isinstance(cell, bytes) else cell
                 number += 1
-                yield text if isinstance(text, Refused) else value_piece(text, document, where, 0)
+                yield value if isinstance(value, Refused) else value_piece(value, document, where, 0, chats)
                 document += 1

@@ -22,7 +22,16 @@ from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.corpus.stdlib_text import stdlib_documents, stdlib_fingerprint
 from tasks.errors import ArtifactError, InputError
 from tasks.folders import home_expanded
-from tasks.model.files import ModelShape, check_folder, hub_commit, hub_config, hub_snapshot, is_local, read_shape
+from tasks.model.files import (
+    ModelShape,
+    check_folder,
+    has_chat_template,
+    hub_commit,
+    hub_config,
+    hub_snapshot,
+    is_local,
+    read_shape,
+)
 from tasks.model.known import known_shape
 from tasks.model.language_model import LanguageModelSpec, no_progress_bars, train_language_model
 from tasks.outside import pin_file, pin_files, trust_notice
@@ -130,6 +139,16 @@ def describe_model(model: ModelSpec | str) -> ModelShape | None:
     folder = home_expanded(Path(spec.path), "model.path")
     check_folder(folder)
     return read_shape(folder)
+
+
+def reads_chats(spec: ModelSpec) -> bool | None:
+    """Whether the model has a chat template; None for a hub name that is not here yet. The demo's own has none."""
+    if spec.path is None:
+        return False
+    if is_local(spec.path):
+        return has_chat_template(home_expanded(Path(spec.path), "model.path"))
+    config = hub_config(spec.path, spec.revision)
+    return None if config is None else has_chat_template(config.parent) or None
 
 
 def model_folder(model: Artifact) -> Path:

@@ -15,9 +15,10 @@ from tasks.errors import InputError
 from tasks.folders import home_expanded
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "merges.txt",
     "special_tokens_map.json",
     "spiece.model",
@@ -108,6 +109,16 @@ def read_shape(folder: Path) -> ModelShape:
         first("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
         2 * d_model * (d_queries + d_keys) + mlp,
     )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model's tokenizer says how it reads a conversation."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def hub_commit(name: str, revision: str | None, kind: Literal["model", "dataset"] = "model") -> str:

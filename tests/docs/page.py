@@ -10,6 +10,7 @@ A block after `<!-- not run here: REASON -->` needs what a test machine does not
 every `saeflow` command and option in it exists.
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -76,7 +77,7 @@ def outputs(page: list[Block], printed: str) -> list[tuple[Block, str]]:
     by_line = {int(part.partition("\n")[0]): part for part in printed.split(MARK)[1:] if part[0].isdigit()}
     return [
         (block, by_line[before.line])
-        for before, block in zip(page, page[1:], strict=False)
+        for before, block in itertools.pairwise(page)
         if block.kind == "text" and before.line in by_line
     ]
 

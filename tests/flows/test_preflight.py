@@ -28,6 +28,11 @@ def test_the_last_layer_is_taken_and_the_one_after_it_refused(store: Store) -> N
         check(demo("capture.sites=[resid_post.0,resid_post.3]"), store)
 
 
+def test_a_model_that_reads_no_chats_is_refused_before_the_corpus_is_made(store: Store) -> None:
+    with pytest.raises(InputError, match=r"corpus\.unit is 'chat', but the demo's own model has no chat template"):
+        check(demo("corpus.unit=chat"), store)
+
+
 def test_a_disk_without_room_for_what_is_to_do_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalFiles, "free_bytes", lambda self: 200_000_000)
     with pytest.raises(StoreError, match=r"0\.2 GB free, .* need about 0\.5 GB"):

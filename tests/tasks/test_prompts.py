@@ -54,3 +54,34 @@ def test_what_counts_in_padded_batches_is_every_token_that_is_not_skipped_once(l
             assert tokens[: len(ids[row])].tolist() == ids[row] and not tokens[len(ids[row]) :].any()
             kept[row] = tokens[mask].tolist()
     assert kept == {row: ids[row][skipped[row] :] for row in range(len(ids)) if ids[row]}
+
+
+class Talker(Letters):
+    """With a template that tells the date, and brings BOS itself."""
+
+    chat_template = "^{{ strftime_now('%Y-%m-%d') }}{% for message in messages %}{{ message.content }}{% endfor %}"
+
+    def get_chat_template(self) -> str:
+        return self.chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool, chat_template: str) -> str:
+        import jinja2
+
+        assert not tokenize
+        if messages[0]["role"] == "system":
+            raise ValueError("no system messages")
+        return jinja2.Template(chat_template).render(messages=messages)
+
+
+def test_chats_go_through_the_template_on_a_fixed_day() -> None:
+    chat = '[{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]'
+    found = tokenise(Talker(), [chat], bos="add", drop_bos=True, longest=99, chats=True)
+    assert found == Prompts([[BOS, *b"2024-07-26abc"]], [1], 0)
+    with pytest.raises(InputError, match=r"refuses the chat .*no system messages"):
+        tokenise(
+            Talker(), ['[{"role": "system", "content": ""}]'], bos="add", drop_bos=True, longest=9, chats=True
+        )
+    silent = Talker()
+    silent.chat_template = None
+    with pytest.raises(InputError, match="has no chat template; take an instruction-tuned model"):
+        tokenise(silent, [chat], bos="add", drop_bos=True, longest=9, chats=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tasks import outside
 from tasks.artifacts import Artifact, Store, open_store
-from tasks.corpus import CORPUS, ROWS, CorpusSpec, read_rows
+from tasks.corpus import CORPUS, ROWS, CorpusSpec, holds_chats, read_rows
 from tasks.corpus import sources as corpus_sources
 from tasks.errors import InputError, SpecError
 from tests.servers.hub import COMMIT, running_hub
@@ -72,6 +72,34 @@ def test_the_same_documents_make_the_same_rows_from_every_kind_of_file(
             for suffix in (".jsonl", ".jsonl.gz", ".parquet", ".txt.bz2")
         }
         assert len(digests) == 1
+
+
+CHATS = [
+    [{"role": "user", "content": "Où?"}, {"role": "assistant", "content": "Here."}],
+    [],
+    [{"role": "user", "content": "When?"}],
+]
+
+
+def test_chats_are_one_row_each_whatever_file_they_come_in(store: Store, tmp_path: Path) -> None:
+    told = [[message | {"seen": "yes"} for message in chat] for chat in CHATS]  # what a template reads is kept
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"talk": chat}) + "\n" for chat in told))
+    pq.write_table(pa.table({"talk": told}), tmp_path / "a.parquet")
+    by_lines, by_table = (
+        build(store, tmp_path / name, column="talk", unit="chat") for name in ("a.jsonl", "a.parquet")
+    )
+    assert [(doc, json.loads(text)) for doc, text in rows(by_lines)] == [(0, CHATS[0]), (2, CHATS[2])]
+    assert by_lines.digest == by_table.digest and by_lines.summary["empty"] == 1
+    assert holds_chats(by_lines)
+
+
+def test_what_is_no_chat_is_refused_with_its_place(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"talk": [{"from": "user", "value": "Hi"}]}) + "\n")
+    with pytest.raises(InputError, match=r"a\.jsonl, line 1.*no conversation, which is a list of messages"):
+        build(store, tmp_path / "a.jsonl", column="talk", unit="chat")
+    (tmp_path / "a.txt").write_text("Hi")
+    with pytest.raises(InputError, match=r"corpus\.unit is 'chat', but .*a\.txt is plain text"):
+        build(store, tmp_path / "a.txt", unit="chat")
 
 
 def test_folders_globs_and_urls_are_read_in_order_of_names(store: Store, tmp_path: Path) -> None:
