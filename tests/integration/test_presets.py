@@ -17,7 +17,7 @@ SMALL = {  # of the shapes and the amounts; of the recipe only the rate, which 4
     "train": {"n_latents": 96, "batch_size": 128, "dead_after": None, "steps": 40, "lr": 5e-3},
     "evaluate": {"activations": 500, "text_rows": 8},
     "labeller": "keywords",
-    "runtime": {"hardware": None, "train_workers": 2, "capture_workers": 1, "train_micro_batch": None, "window": 2},
+    "runtime": {"hardware": None, "train_workers": 1, "capture_workers": 1, "train_micro_batch": None, "window": 2},
 }
 
 
@@ -73,7 +73,6 @@ def test_a_preset_runs_to_its_report(name: str, tmp_path: Path) -> None:
     values["corpus"] |= {"path": str(tmp_path / "text.jsonl")}
 
     stages = run_through("report", values, tmp_path).stages
-    print({k: [round(e["seconds"],1) for e in v] for k,v in stages.items()})
     assert stages["corpus"][0]["summary"]["rows"] == (120 if chat else 360)
     trained = stages["train"][0]["summary"]
     assert trained["steps"] == 40 and trained["fvu"] < 1
