@@ -187,11 +187,22 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     store: StoreUrl = None,
 ) -> None:
-    """Start a Prefect server with a worker, deploy the demo, and open the page. Ctrl-C ends all of it."""
+    """Start a Prefect server with a worker, deploy the presets, and open the page. Ctrl-C ends all of it."""
     from flows.ui import serve
     from tasks.settings import settings
 
     serve(port, browser, store or settings().store)
+
+
+@app.command()
+def deploy(
+    pool: Annotated[str, typer.Option(help="Name of the work pool to make or bring up to date.")] = "saeflow",
+    kind: Annotated[str, typer.Option("--type", help="process (workers on your machines) or kubernetes.")] = "process",
+) -> None:
+    """Send every preset and stage, a nightly schedule and crash recovery to the Prefect server of PREFECT_API_URL."""
+    from flows.deploy import deploy as send_all
+
+    send_all(pool, kind)
 
 
 @app.command()

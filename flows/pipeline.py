@@ -14,6 +14,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.config import PipelineConfig
 from flows.dag import STAGES, wire
+from flows.notices import NOTICES
 from flows.preflight import check
 from flows.stages import PrefectDo
 from tasks import guard
@@ -43,7 +44,7 @@ def _run_name() -> str:
     return PipelineConfig.model_validate({name: given[name] for name in PipelineConfig.model_fields}).title()
 
 
-@flow(name="pipeline", flow_run_name=_run_name, persist_result=False, log_prints=False)
+@flow(name="pipeline", flow_run_name=_run_name, persist_result=False, log_prints=False, **NOTICES)
 def pipeline(
     name: str = "custom",
     model: ModelSpec = ModelSpec(),

@@ -9,6 +9,7 @@ from typing import Any
 from prefect import Flow
 
 from flows.dag import STAGES
+from flows.notices import NOTICES
 from flows.pipeline import pipeline
 
 
@@ -20,7 +21,7 @@ def _alone(stage: str) -> Flow[..., None]:
     alone.__name__ = stage
     alone.__doc__ = f"Builds {stage} on earlier artifacts. The same settings as the whole pipeline.\n{body.__doc__}"
     alone.__signature__ = _without_only(body)  # type: ignore[attr-defined]
-    return Flow(alone, name=stage, flow_run_name=pipeline.flow_run_name, persist_result=False)
+    return Flow(alone, name=stage, flow_run_name=pipeline.flow_run_name, persist_result=False, **NOTICES)
 
 
 def _without_only(body: Callable[..., None]) -> Any:

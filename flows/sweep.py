@@ -15,6 +15,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows.config import PipelineConfig, grid_points
 from flows.dag import SWEEP_STAGES, wire_sweep
+from flows.notices import NOTICES
 from flows.preflight import check
 from flows.stages import PrefectDo
 from tasks import guard
@@ -40,7 +41,7 @@ def _run_name() -> str:
     return f"{config.title()} over {' x '.join(given['grid'])}"
 
 
-@flow(name="sweep", flow_run_name=_run_name, persist_result=False, log_prints=False)
+@flow(name="sweep", flow_run_name=_run_name, persist_result=False, log_prints=False, **NOTICES)
 def sweep(
     grid: list[str] = ["train.k=4,8,16"],  # noqa: B006 (Prefect shows a list field only for a list default)
     name: str = "custom",

@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 import webbrowser
-from importlib.resources import files
 from pathlib import Path
 
 from rich.console import Console
 
+from flows.deploy import POOL, send
 from flows.preflight import check_folders
 from flows.server import (
     end,
@@ -25,8 +24,6 @@ from flows.server import (
 from tasks import guard
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
-
-POOL = "saeflow"
 
 
 def serve(port: int, browser: bool, store_url: str) -> None:
@@ -53,8 +50,7 @@ def serve(port: int, browser: bool, store_url: str) -> None:
             children.append(spawn(_prefect(start), logs / "server.log"))
             wait_for(f"{url}/api", children[0], logs / "server.log")
             remember_server(now, f"{url}/api")
-            _call(["work-pool", "create", POOL, "--type", "process", "--overwrite"])
-            _call(["deploy", "--all", "--prefect-file", str(files("deployments") / "prefect.yaml")])
+            send()
             children.append(spawn(_prefect(["worker", "start", "--pool", POOL]), logs / "worker.log"))
         console.print(
             f"Prefect UI  {url}/deployments   (pipeline/demo: Run, then Quick run)\n"
@@ -79,11 +75,3 @@ def serve(port: int, browser: bool, store_url: str) -> None:
 
 def _prefect(arguments: list[str]) -> list[str]:
     return ["prefect", "--no-prompt", *arguments]
-
-
-def _call(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *_prefect(arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    if done.returncode != 0:
-        raise ClusterError(f"prefect {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()[-800:]}")

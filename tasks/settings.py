@@ -7,6 +7,7 @@ Nothing here is ever hashed into a key. Secrets stay `SecretStr`: they print as 
     SAEFLOW_SCRATCH    temporary files of running stages, as large as a shard  (default <cache>/scratch)
     SAEFLOW_WANDB      online, offline or disabled                             (default WANDB_MODE, else offline)
     ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL    the labelling service
+    SAEFLOW_NOTIFY_URL a webhook (Slack's, or any that takes JSON) told of the end of runs
     PREFECT_API_URL    a Prefect server to report to; without it a temporary one
     AWS_*              S3 credentials and endpoint (AWS_ENDPOINT_URL), read by the S3 library itself
 """
@@ -35,6 +36,7 @@ class Settings(BaseModel):
     wandb: WandbMode
     anthropic_api_key: SecretStr | None
     anthropic_base_url: str | None
+    notify_url: SecretStr | None
     prefect_api_url: str | None
     s3_endpoint: str | None
 
@@ -47,7 +49,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
     wandb = given.get("SAEFLOW_WANDB", given.get("WANDB_MODE", "offline"))
     if wandb not in ("online", "offline", "disabled"):
         raise InputError(f"SAEFLOW_WANDB (or WANDB_MODE) is {wandb!r}; set it to online, offline or disabled.")
-    key = given.get("ANTHROPIC_API_KEY")
+    key, notify = given.get("ANTHROPIC_API_KEY"), given.get("SAEFLOW_NOTIFY_URL")
     return Settings(
         store=given.get("SAEFLOW_STORE", "saeflow-store"),
         cache=cache,
@@ -55,6 +57,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         wandb=cast(WandbMode, wandb),
         anthropic_api_key=SecretStr(key) if key else None,
         anthropic_base_url=given.get("ANTHROPIC_BASE_URL"),
+        notify_url=SecretStr(notify) if notify else None,
         prefect_api_url=given.get("PREFECT_API_URL"),
         s3_endpoint=given.get("AWS_ENDPOINT_URL_S3", given.get("AWS_ENDPOINT_URL")),
     )

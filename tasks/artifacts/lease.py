@@ -53,6 +53,25 @@ def is_dead_mark(mark: bytes) -> bool:
         return True
 
 
+def end_if_abandoned(store: Store, stage: str, key: str, watched_seconds: float = STALE_SECONDS) -> bool:
+    """Whether nobody works on a key, having watched a lease from elsewhere for its next beat; removes a stale one."""
+    path = f"{progress_folder(stage, key)}/{LEASE}"
+    found = store.files.read(path)
+    if found is None:
+        return True
+    until = time.monotonic() + watched_seconds
+    while not is_dead_mark(found):
+        if store.files.read(path) != found:
+            return False
+        if time.monotonic() > until:
+            break
+        time.sleep(min(0.5, watched_seconds))
+    if store.files.read(path) != found:
+        return False
+    store.files.remove(path)
+    return True
+
+
 class Lease:
     """A held lease. `require()` raises LeaseLost when another driver took it over."""
 

@@ -68,15 +68,9 @@ class Cluster:
 
     def job_client(self) -> "JobSubmissionClient":
         """A client of the Jobs API; it sends the cluster's token by itself."""
-        from ray.job_submission import JobSubmissionClient
+        from tasks.cluster import jobs
 
-        try:
-            return JobSubmissionClient(self.dashboard)
-        except Exception as error:
-            raise ClusterError(
-                f"Ray's Jobs API at {self.dashboard} cannot be used ({error}). Set runtime.ray_dashboard to the "
-                "dashboard's URL, such as http://head:8265, and RAY_AUTH_TOKEN_PATH if it asks for a token."
-            ) from error
+        return jobs.job_client(self.dashboard)
 
     def actors(
         self, name: str, factory: Callable[..., Any], *args: Any, count: int, cpus: int = 1, gpus: int = 0

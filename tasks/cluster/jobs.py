@@ -7,10 +7,11 @@ Ids are <name>-a<attempt>: Ray refuses an id it has seen before, also after a fa
 the stream of its log may end for other reasons.
 """
 
+import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.errors import ClusterError
 
@@ -20,6 +21,55 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0  # until a stopped job must be over
 UNREACHABLE_SECONDS = 60.0  # how long the Jobs API may stay away while a job runs
+
+
+def job_client(dashboard: str) -> "JobSubmissionClient":
+    """A client of the Jobs API at this URL; it sends the cluster's token by itself. ClusterError where none answers."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(dashboard)
+    except Exception as error:
+        raise ClusterError(
+            f"Ray's Jobs API at {dashboard} cannot be used ({error}). Set runtime.ray_dashboard to the dashboard's "
+            "URL, such as http://head:8265, and RAY_AUTH_TOKEN_PATH if it asks for a token."
+        ) from error
+
+
+class Unfinished(NamedTuple):
+    """A job that runs or waits: its stage, the first characters of its key, and its id."""
+
+    stage: str
+    key: str
+    submission_id: str
+    client: "JobSubmissionClient"
+
+    def stop(self) -> None:
+        """Stops it and waits until it is over."""
+        stop_job(self.client, self.submission_id)
+
+
+def unfinished_jobs(client: "JobSubmissionClient") -> Iterator[Unfinished]:
+    """The jobs of stages that have not ended."""
+    for job in client.list_jobs():
+        named = re.fullmatch(r"([a-z]+)-([0-9a-f]{16})-a\d+", job.submission_id or "")
+        if named and not job.status.is_terminal():
+            yield Unfinished(named[1], named[2], named[0], client)
+
+
+def stop_job(client: "JobSubmissionClient", submission_id: str) -> None:
+    """Stops a job and waits until it is over; ClusterError when it does not end."""
+    if client.get_job_status(submission_id).is_terminal():
+        return
+    client.stop_job(submission_id)
+    deadline = time.monotonic() + STOP_SECONDS
+    while not (status := client.get_job_status(submission_id)).is_terminal():
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"The job {submission_id} was told to stop but is still {status}; stop it by hand: "
+                f"ray job stop {submission_id}"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 class Job:
@@ -53,17 +103,8 @@ class Job:
 
     def stop(self) -> None:
         """Stops the job and waits until it is over; ClusterError when it does not end."""
-        if not self.submission_id or self._status().is_terminal():
-            return
-        self._client.stop_job(self.submission_id)
-        deadline = time.monotonic() + STOP_SECONDS
-        while not self._status().is_terminal():
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"The job {self.submission_id} was told to stop but is still {self._status()}; stop it by hand: "
-                    f"ray job stop {self.submission_id}"
-                )
-            time.sleep(POLL_SECONDS)
+        if self.submission_id:
+            stop_job(self._client, self.submission_id)
 
     def _attach(self) -> str | None:
         """The id of an attempt that has not ended, if there is one."""

@@ -1,0 +1,180 @@
+"""`saeflow deploy`: work pools, every preset and every stage as a deployment, and what looks after their runs.
+
+    python -m flows.deploy        writes deployments/prefect.yaml anew from the presets (a test compares)
+
+The file is what is deployed: `prefect deploy --all --prefect-file deployments/prefect.yaml` does the same, without the
+pool and the automations.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows.config import PipelineConfig, load_preset, presets
+from flows.dag import STAGES
+from flows.server import find_server, prepare_environment
+from tasks.errors import ClusterError, InputError
+from tasks.settings import settings
+
+FILE = files("deployments") / "prefect.yaml"
+POOL = "saeflow"
+QUEUES = {"gpu": "For runs of models that want a GPU.", "cpu": "For all others."}
+SWEPT = ("name", "model", "corpus", "capture", "archive", "preprocess", "train", "evaluate", "runtime")
+HEAD = """\
+# Written from presets/*.yaml by `python -m flows.deploy`; `saeflow deploy` sends it to a Prefect server.
+# Entrypoints are dotted: the package is installed where workers run, so Ray's workers can import it as well.
+"""
+
+
+def deploy(pool: str = POOL, kind: str = "process") -> None:
+    """Makes the pool, its queues, all deployments and the automations on the server that a run would report to.
+
+    Raises InputError where there is no server to deploy to, ClusterError with Prefect's own words where it refuses.
+    """
+    now = settings()
+    server = find_server(now)
+    if server is None:
+        raise InputError(
+            "There is no Prefect server to deploy to; set PREFECT_API_URL (it ends in /api), or start one: saeflow ui."
+        )
+    prepare_environment(server)
+    send(pool, kind)
+    Console().print(
+        f"{len(content()['deployments'])} deployments on {server.removesuffix('/api')}, pool {pool}\n"
+        f"start a worker where they are to run: prefect worker start --pool {pool} --type {kind}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def send(pool: str = POOL, kind: str = "process") -> None:
+    """The same, to the server that PREFECT_API_URL names; what is there already is brought up to date."""
+    from flows import recovery
+
+    make_pool(pool, kind)
+    prefect("deploy", "--all", "--prefect-file", str(_with_pool(pool)))
+    recovery.ship(recovery.restart_deployment())
+
+
+def make_pool(pool: str, kind: str) -> None:
+    """A work pool of a kind with our base job template, and its queues."""
+    template = settings().cache / "pools" / f"{kind}.json"
+    template.parent.mkdir(parents=True, exist_ok=True)
+    template.write_text(json.dumps(base_job_template(kind), indent=1))
+    prefect("work-pool", "create", pool, "--type", kind, "--base-job-template", str(template), "--overwrite")
+    from prefect import get_client
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client:
+        for name, description in QUEUES.items():
+            with contextlib.suppress(ObjectAlreadyExists):
+                client.create_work_queue(name, description=description, work_pool_name=pool)
+
+
+def base_job_template(kind: str) -> dict[str, Any]:
+    """What a worker of that kind starts a run with: Prefect's own template with our defaults."""
+    if kind == "kubernetes":
+        return dict(json.loads((files("deployments") / "kubernetes-pool.json").read_text()))
+    if kind != "process":
+        raise InputError(f"A work pool of the kind {kind!r} is not known here; take process or kubernetes.")
+    from prefect.workers.process import ProcessWorker
+
+    from flows.recovery import HEARTBEAT_SECONDS
+
+    template = ProcessWorker.get_default_base_job_template()
+    properties = template["variables"]["properties"]
+    properties["stream_output"]["default"] = False  # with true a flow dies at its next log line when its worker is gone
+    properties["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    return template
+
+
+def content() -> dict[str, Any]:
+    """prefect.yaml as it follows from the presets."""
+    version = importlib.metadata.version("prefect")
+    return {"name": "saeflow", "prefect-version": version, "pull": [], "deployments": list(_deployments())}
+
+
+def _deployments() -> Iterator[dict[str, Any]]:
+    demo = load_preset("demo")
+    for name in presets():
+        yield _entry(name, "flows.pipeline.pipeline", _described(name), load_preset(name))
+    nightly = _entry("nightly", "flows.pipeline.pipeline", "Every night at two, once you switch its schedule on.", demo)
+    yield nightly | _every_night(2)
+    swept = _entry("demo-sweep", "flows.sweep.sweep", "The demo's autoencoder for each point of a grid.", demo)
+    values = {name: value for name, value in swept["parameters"].items() if name in SWEPT}
+    yield swept | {"parameters": {"grid": ["train.k=4,8,16"], **values}}
+    for stage in STAGES:
+        about = f"Only the stage {stage}, on artifacts that are there already."
+        yield _entry(f"stage-{stage}", f"flows.single.{stage}", about, demo)
+    about = "Verifies the store, lists what could be removed, and ends Ray jobs whose run is over."
+    maintenance = _entry("maintenance", "flows.maintenance.maintenance", about, None)
+    yield maintenance | _every_night(4)
+    about = "Looks after a crashed run: starts it again, at most three times. Automations start it."
+    yield _entry("restart", "flows.recovery.restart", about, None) | {"tags": []}  # or it would look after itself
+
+
+def _entry(name: str, entrypoint: str, description: str, config: PipelineConfig | None) -> dict[str, Any]:
+    wants_gpu = config is not None and config.runtime.hardware is not None
+    return {
+        "name": name,
+        "entrypoint": entrypoint,
+        "description": description,
+        "tags": ["saeflow"],
+        "parameters": {} if config is None else config.model_dump(mode="json", exclude_unset=True),
+        "work_pool": {"name": POOL, "work_queue_name": "gpu" if wants_gpu else "cpu"},
+    }
+
+
+def _every_night(hour: int) -> dict[str, Any]:
+    """Not until it is switched on, and never beside one that still runs."""
+    return {
+        "schedules": [{"cron": f"0 {hour} * * *", "timezone": "UTC", "active": False}],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "CANCEL_NEW"},
+    }
+
+
+def _described(preset: str) -> str:
+    """The comment that a preset begins with."""
+    lines = (files("deployments") / "presets" / f"{preset}.yaml").read_text().splitlines()
+    return " ".join(line.lstrip("# ") for line in lines[: [line[:1] for line in lines].index("n")])
+
+
+def _with_pool(pool: str) -> Path:
+    """The committed file, or a copy of it with another pool's name."""
+    if pool == POOL:
+        return Path(str(FILE))
+    import yaml
+
+    copy = settings().cache / "pools" / "prefect.yaml"
+    given = yaml.safe_load(FILE.read_text())
+    for entry in given["deployments"]:
+        entry["work_pool"]["name"] = pool
+    copy.write_text(yaml.safe_dump(given, sort_keys=False))
+    return copy
+
+
+def prefect(*arguments: str) -> None:
+    """Runs one command of Prefect's; ClusterError with its last words where it fails."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()[-800:]
+        raise ClusterError(f"prefect {' '.join(arguments)} failed: {said}")
+
+
+def text() -> str:
+    """prefect.yaml, written out."""
+    import yaml
+
+    return HEAD + yaml.safe_dump(content(), sort_keys=False, width=120, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    Path(str(FILE)).write_text(text())
