@@ -65,9 +65,7 @@ def send(pool: str = POOL, kind: str = "process") -> None:
 
 def make_pool(pool: str, kind: str) -> None:
     """A work pool of a kind with our base job template, and its queues."""
-    template = settings().cache / "pools" / f"{kind}.json"
-    template.parent.mkdir(parents=True, exist_ok=True)
-    template.write_text(json.dumps(base_job_template(kind), indent=1))
+    template = _kept(f"{kind}.json", json.dumps(base_job_template(kind), indent=1))
     prefect("work-pool", "create", pool, "--type", kind, "--base-job-template", str(template), "--overwrite")
     from prefect import get_client
     from prefect.exceptions import ObjectAlreadyExists
@@ -152,12 +150,18 @@ def _with_pool(pool: str) -> Path:
         return Path(str(FILE))
     import yaml
 
-    copy = settings().cache / "pools" / "prefect.yaml"
     given = yaml.safe_load(FILE.read_text())
     for entry in given["deployments"]:
         entry["work_pool"]["name"] = pool
-    copy.write_text(yaml.safe_dump(given, sort_keys=False))
-    return copy
+    return _kept("prefect.yaml", yaml.safe_dump(given, sort_keys=False))
+
+
+def _kept(name: str, content: str) -> Path:
+    """A file for Prefect's command to read."""
+    file = settings().cache / "pools" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content)
+    return file
 
 
 def prefect(*arguments: str) -> None:

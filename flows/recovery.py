@@ -1,9 +1,12 @@
 """What happens to a run whose process is gone: marked Crashed within two minutes, started again, at most three times.
 
 `saeflow deploy` ships two automations to the server. The first marks a run Crashed when its heartbeat stays away (its
-worker, its machine or its process was killed). The second, where the run belongs to a deployment, has the flow
+worker, its machine or its process was killed), the second sees runs that Prefect itself marks so. Both have the flow
 `restart` look at it: it is scheduled again, under the same id and parameters, and goes on where it stopped; after three
 restarts in a row a notice says that it was given up. A run that failed, or that a person cancelled, is left alone.
+
+The first does not leave the restart to the second: a server that was itself restarted keeps the event of a run younger
+than five minutes back for a quarter of an hour, since it waits for one that it has forgotten.
 """
 
 from collections.abc import Sequence
@@ -25,6 +28,7 @@ RESTARTING = "Restarting"  # the state's name, by which restarts are counted
 HEARTBEAT_SECONDS = 30  # Prefect takes no less
 SILENT_SECONDS = 90.0  # three heartbeats missed
 LOST, AGAIN = "saeflow: a run without a heartbeat has crashed", "saeflow: a crashed run is started again"
+SILENT = "No heartbeat for"  # how the message begins by which the second automation knows the first one's work
 _ENDS = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Cancelling", "Crashed")}
 
 
@@ -64,34 +68,34 @@ def restarts(states: Sequence[State]) -> int:
 def ship(restart_deployment: UUID, silent_seconds: float = SILENT_SECONDS) -> None:
     """Makes both automations on the server anew."""
     ours = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
-    a_run = {"prefect.resource.id": "prefect.flow-run.*"}
-    beats = {"prefect.flow-run.heartbeat"}
+    a_run, beats = {"prefect.resource.id": "prefect.flow-run.*"}, {"prefect.flow-run.heartbeat"}
+    look_after = RunDeployment(
+        deployment_id=restart_deployment,
+        parameters={"flow_run_id": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}},
+    )
     lost = AutomationCore(
         name=LOST,
-        description="Its process, worker or machine is gone: nothing else would ever end it.",
+        description=f"Its process, worker or machine is gone; it goes on where it stopped, at most {RESTARTS} times.",
         trigger=EventTrigger(
             match=a_run, match_related=ours, for_each={"prefect.resource.id"}, after=beats, expect=beats | _ENDS,
             posture=Posture.Proactive, within=timedelta(seconds=silent_seconds),
         ),
         actions=[
             ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"No heartbeat for {silent_seconds:.0f} s: its process is gone."
-            )
+                state=StateType.CRASHED, message=f"{SILENT} {silent_seconds:.0f} s: its process is gone."
+            ),
+            look_after,
         ],
     )  # fmt: skip
     again = AutomationCore(
         name=AGAIN,
         description=f"The same run goes on where it stopped, at most {RESTARTS} times in a row.",
         trigger=EventTrigger(
-            match=a_run, match_related=[ours, {"prefect.resource.role": "deployment"}],
+            match=a_run | {"prefect.state-message": f"!{SILENT}*"},
+            match_related=[ours, {"prefect.resource.role": "deployment"}],
             for_each={"prefect.resource.id"}, expect={"prefect.flow-run.Crashed"},
         ),
-        actions=[
-            RunDeployment(
-                deployment_id=restart_deployment,
-                parameters={"flow_run_id": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}},
-            )
-        ],
+        actions=[look_after],
     )  # fmt: skip
     with get_client(sync_client=True) as client:
         for automation in (lost, again):

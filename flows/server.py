@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second UI calls an analytics host
     "PREFECT_CLI_PROMPT": "false",
     "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+    "PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER": "P7D",  # a server that was away for days still finds crashed runs
 }
 TEMPORARY = {  # what Prefect gives the server that it starts itself: no UI, and no services that a single run lacks
     "PREFECT_UI_ENABLED": "0",

@@ -1,0 +1,232 @@
+"""A scheduled run on a real server with PostgreSQL and a real worker: killed, found crashed, started again, finished.
+
+The server is restarted meanwhile, has several hundred other runs, and tells a webhook what happened.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from flows.server import ENVIRONMENT
+from tests.integration.commands import TINY, command, digests, nothing_is_left, run
+from tests.integration.test_ui import eventually, free_port
+from tests.servers import postgres
+from tests.servers.webhook import Webhook
+
+RUNS = 300  # of others, that the server has already
+SILENT_SECONDS = 40  # what is shipped waits for 90
+
+
+@dataclass
+class Operation:
+    """A server, its worker and what they write."""
+
+    folder: Path
+    environment: dict[str, str]
+    port: int
+    children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    def start(self, name: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.children[name] = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+                env=os.environ | self.environment, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def serve(self) -> None:
+        self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        eventually(lambda: httpx.get(f"{self.api}/health").status_code == 200)
+
+    def work(self) -> None:
+        self.start("worker", "worker", "start", "--pool", "saeflow")
+
+    def end(self, name: str, number: int = signal.SIGTERM) -> None:
+        child = self.children.pop(name)
+        child.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(30)
+        child.kill()
+        child.wait()
+
+    def kill_worker_and_its_runs(self) -> None:
+        """As a machine does that loses its power, but for what the run guards on its own."""
+        worker = psutil.Process(self.children.pop("worker").pid)
+        for process in [worker, *worker.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def python(self, code: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | self.environment, cwd=self.folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def ask(self, path: str, **content: Any) -> Any:
+        return httpx.post(f"{self.api}/{path}", json=content, timeout=30).raise_for_status().json()
+
+    def schedule(self, deployment: str, parameters: dict[str, Any]) -> str:
+        found = httpx.get(f"{self.api}/deployments/name/{deployment}").raise_for_status().json()
+        return str(self.ask(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
+
+    def state(self, run_id: str) -> dict[str, Any]:
+        return httpx.get(f"{self.api}/flow_runs/{run_id}").raise_for_status().json()["state"]
+
+    def states(self, run_id: str) -> list[str]:
+        found = httpx.get(f"{self.api}/flow_run_states/", params={"flow_run_id": run_id}).raise_for_status().json()
+        return [state["name"] for state in sorted(found, key=lambda state: state["timestamp"])]
+
+    def reaches(self, run_id: str, *wanted: str) -> str:
+        def there() -> str | None:
+            name = self.state(run_id)["name"]
+            return name if name in wanted else None
+
+        try:
+            return str(eventually(there))
+        except AssertionError:
+            logs = self.ask("logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+            said = "\n".join(line["message"] for line in logs)
+            raise AssertionError(f"{self.states(run_id)}\n{said[-4000:]}\n{self._logs()}") from None
+
+    def _logs(self) -> str:
+        return "\n".join(f"{file.name}: {file.read_text()[-1500:]}" for file in self.folder.glob("*.log"))
+
+
+@pytest.fixture(scope="module")
+def notices() -> Iterator[Webhook]:
+    with Webhook() as hook:
+        yield hook
+
+
+@pytest.fixture(scope="module")
+def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Iterator[Operation]:
+    """A server on PostgreSQL with everything deployed, and a worker."""
+    reason = postgres.missing()
+    if reason and os.environ.get("SAEFLOW_REQUIRE_POSTGRES") == "1":
+        pytest.fail(reason)
+    folder, port = tmp_path_factory.mktemp("operation"), free_port()
+    environment = ENVIRONMENT | {
+        "SAEFLOW_CACHE": str(folder / "cache"),
+        "SAEFLOW_STORE": str(folder / "store"),
+        "SAEFLOW_NOTIFY_URL": notices.url,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+    }
+    with contextlib.ExitStack() as stack:
+        if reason is None:  # without it the server keeps a file, and all the rest is the same
+            environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres.running_postgres())
+        made = Operation(folder, environment, port)
+        try:
+            made.serve()
+            deployed = subprocess.run(command("deploy"), env=os.environ | environment, capture_output=True, text=True)
+            assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+            assert f"deployments on http://127.0.0.1:{port}, pool saeflow" in deployed.stdout
+            made.work()
+            yield made
+        finally:
+            for name in list(made.children):
+                made.end(name)
+    nothing_is_left()
+
+
+def others(operation: Operation, count: int) -> None:
+    """Runs that ended long ago, for the data base to be no empty one."""
+    flow = operation.ask("flows/", name="others")["id"]
+    with httpx.Client(base_url=operation.api, timeout=30) as client:
+        for number in range(count):
+            content = {"flow_id": flow, "name": f"other-{number}", "state": {"type": "COMPLETED", "name": "Completed"}}
+            client.post("/flow_runs/", json=content).raise_for_status()
+
+
+def tiny(**runtime: Any) -> dict[str, Any]:
+    with Path(TINY).open() as file:
+        content = yaml.safe_load(file)
+    return content | {"runtime": content["runtime"] | runtime}
+
+
+def test_a_killed_run_is_found_started_again_and_ends_as_if_nothing_had_been(
+    operation: Operation, notices: Webhook, calm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    others(operation, RUNS)
+    ship = f"from flows import recovery; recovery.ship(recovery.restart_deployment(), {SILENT_SECONDS})"
+    operation.python(ship)
+    run_id = operation.schedule("pipeline/demo", tiny())
+    progress = operation.folder / "store" / "train"
+    eventually(lambda: list(progress.glob("*/progress/*/**/checkpoint_*")) or _trains(progress))
+    before = operation.states(run_id)
+    assert before[-1] == "Running", before
+    operation.end("server")  # the run goes on without it, and is killed before it is back
+    operation.kill_worker_and_its_runs()
+    operation.serve()
+    operation.work()
+    assert operation.reaches(run_id, "Completed", "Failed") == "Completed"
+    after = operation.states(run_id)
+    assert after.count("Crashed") == 1 and after.count("Restarting") == 1, after
+    assert after[-1] == "Completed"
+    named = operation.ask("flow_runs/filter", limit=200, sort="START_TIME_DESC")
+    assert len(named) == 200
+    told = [notice["state"] for notice in notices.received if notice["id"] == run_id]
+    assert told == ["crashed, restart 1 of 3", "Completed"]
+    done = run(str(operation.folder / "store"), tmp_path / "again.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert digests(tmp_path / "again.json") == digests(calm[1])
+
+
+def _trains(progress: Path) -> bool:
+    """Whether training has begun to keep something to go on from."""
+    return any("checkpoint" in path.name for path in progress.rglob("*"))
+
+
+def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: Operation, notices: Webhook) -> None:
+    run_id = operation.schedule("pipeline/demo", tiny() | {"store": "not-started", "name": "hopeless"})
+    crash = {"type": "CRASHED", "name": "Crashed", "message": "its machine is gone"}
+    operation.end("worker")  # nobody takes it up: only its states matter here
+    operation.python(
+        "import time, uuid\n"
+        "from prefect import get_client\n"
+        "from prefect.client.schemas.objects import State, StateType\n"
+        "from flows.recovery import restart, restarts\n"
+        f"run = uuid.UUID({run_id!r})\n"
+        "with get_client(sync_client=True) as client:\n"
+        "    for expected in (1, 2, 3, 3):\n"
+        f"        client.set_flow_run_state(run, State(type=StateType.CRASHED, message={crash['message']!r}), force=True)\n"
+        "        restart(run)\n"
+        "        assert restarts(client.read_flow_run_states(run)) == expected\n"
+        "    assert client.read_flow_run(run).state.type is StateType.CRASHED\n"
+    )
+    told = [notice["state"] for notice in notices.received if notice["id"] == run_id]
+    assert told == [*(f"crashed, restart {number} of 3" for number in (1, 2, 3)), "given up"]
+    operation.work()
+
+
+def test_maintenance_finds_damage_and_says_so(operation: Operation, notices: Webhook) -> None:
+    healthy = operation.schedule("maintenance/maintenance", {})
+    assert operation.reaches(healthy, "Completed", "Failed") == "Completed"
+    page = next((operation.folder / "store" / "report").glob("*/attempts/*/report.html"))
+    page.write_bytes(page.read_bytes()[:-1] + b" ")
+    damaged = operation.schedule("maintenance/maintenance", {})
+    assert operation.reaches(damaged, "Completed", "Failed") == "Failed"
+    [table] = [
+        found for found in operation.ask("artifacts/filter", flow_runs={"id": {"any_": [damaged]}}) if found["key"] == "damage"
+    ]
+    assert "report.html" in table["data"]
+    [told] = [notice for notice in notices.received if notice["id"] == damaged]
+    assert told["state"] == "Failed" and "are damaged, the first: report" in told["message"]
+
+
