@@ -103,7 +103,7 @@ class PipelineConfig(BaseModel):
             "preprocess": self.preprocess.model_copy(update={"site": self.site}),
             "label": label,
             "score": self.score.model_copy(update={"scorer": self.score.scorer or chosen}),
-            "runtime": self.runtime.model_copy(update={"wandb": self.runtime.wandb or settings.wandb}),
+            "runtime": self.runtime.resolved(settings),
         }
         return self.model_copy(update=updates)
 

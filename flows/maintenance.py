@@ -27,13 +27,15 @@ def maintenance(
         store: Where artifacts live, a folder or s3://bucket/prefix; empty takes SAEFLOW_STORE.
         verify: Read every file and compare it with its manifest; takes as long as reading the whole store.
         remove: Remove what no artifact needs; otherwise it is only listed.
-        ray_dashboard: Jobs API of a Ray cluster, such as http://head:8265, whose forgotten jobs are to be stopped.
+        ray_dashboard: Jobs API of a Ray cluster, whose forgotten jobs are to be stopped; empty: SAEFLOW_RAY_DASHBOARD.
     """
-    place = open_store(store or settings().store)
+    now = settings()
+    place = open_store(store or now.store)
     if not place.files.exists():
         raise StoreError(f"There is no store at {place.url}; check the parameter store, or SAEFLOW_STORE.")
-    if ray_dashboard is not None:
-        stopped = stop_forgotten(place, ray_dashboard)
+    dashboard = ray_dashboard or now.ray_dashboard
+    if dashboard is not None:
+        stopped = stop_forgotten(place, dashboard)
         _table("jobs", "Ray jobs that were stopped, because no run waits for them", [{"job": job} for job in stopped])
     found = garbage(place, lambda stage, key, error: get_run_logger().warning(f"{stage} {key[:12]}: {error}"))
     if remove:

@@ -1,10 +1,11 @@
 """How a run is carried out: workers, threads, devices, budgets. Never hashed: it may change between a run and its
 resumption without making anything stale (what changes bits belongs into a stage's Spec instead)."""
 
-import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.settings import Settings, is_url
 
 
 class Runtime(BaseModel):
@@ -13,7 +14,8 @@ class Runtime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ray_address: str | None = Field(
-        None, title="Ray address", description="Ray cluster to use (host:port or auto); empty starts a local one.",
+        None, title="Ray address",
+        description="Ray cluster to use (host:port or auto); empty: SAEFLOW_RAY_ADDRESS, else a local one.",
         json_schema_extra={"position": 0},
     )
     ray_dashboard: str | None = Field(
@@ -81,7 +83,7 @@ class Runtime(BaseModel):
 
     @model_validator(mode="after")
     def _dashboard_is_of_a_cluster(self) -> Self:
-        if self.ray_dashboard and not re.match(r"https?://[^/:\s]", self.ray_dashboard):
+        if self.ray_dashboard and not is_url(self.ray_dashboard):
             raise ValueError(f"ray_dashboard is {self.ray_dashboard!r}, which is no URL; write it as http://head:8265")
         if self.ray_dashboard and not self.ray_address:
             raise ValueError(
@@ -89,6 +91,13 @@ class Runtime(BaseModel):
                 "its own; give the address of that cluster too"
             )
         return self
+
+    def resolved(self, settings: Settings) -> "Runtime":
+        """With what the environment says about this place filled in where it was left empty."""
+        filled = {"wandb": self.wandb or settings.wandb}
+        if self.ray_address is None and settings.ray_address is not None:
+            filled |= {"ray_address": settings.ray_address, "ray_dashboard": settings.ray_dashboard}
+        return self.model_copy(update=filled)
 
     def device_here(self) -> Literal["cpu", "cuda"]:
         """Where a stage that works in this process computes; auto takes a GPU of this machine if there is one."""

@@ -8,11 +8,13 @@ Nothing here is ever hashed into a key. Secrets stay `SecretStr`: they print as 
     SAEFLOW_WANDB      online, offline or disabled                             (default WANDB_MODE, else offline)
     ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL    the labelling service
     SAEFLOW_NOTIFY_URL a webhook (Slack's, or any that takes JSON) told of the end of runs
+    SAEFLOW_RAY_ADDRESS, SAEFLOW_RAY_DASHBOARD    the Ray cluster of this place, where runtime.ray_address is left empty
     PREFECT_API_URL    a Prefect server to report to; without it a temporary one
     AWS_*              S3 credentials and endpoint (AWS_ENDPOINT_URL), read by the S3 library itself
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
@@ -37,6 +39,8 @@ class Settings(BaseModel):
     anthropic_api_key: SecretStr | None
     anthropic_base_url: str | None
     notify_url: SecretStr | None
+    ray_address: str | None
+    ray_dashboard: str | None
     prefect_api_url: str | None
     s3_endpoint: str | None
 
@@ -49,6 +53,10 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
     wandb = given.get("SAEFLOW_WANDB", given.get("WANDB_MODE", "offline"))
     if wandb not in ("online", "offline", "disabled"):
         raise InputError(f"SAEFLOW_WANDB (or WANDB_MODE) is {wandb!r}; set it to online, offline or disabled.")
+    if given.get("SAEFLOW_RAY_DASHBOARD") and not is_url(given["SAEFLOW_RAY_DASHBOARD"]):
+        raise InputError(
+            f"SAEFLOW_RAY_DASHBOARD is {given['SAEFLOW_RAY_DASHBOARD']!r}, which is no URL; write it as http://head:8265."
+        )
     key, notify = given.get("ANTHROPIC_API_KEY"), given.get("SAEFLOW_NOTIFY_URL")
     return Settings(
         store=given.get("SAEFLOW_STORE", "saeflow-store"),
@@ -58,6 +66,13 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         anthropic_api_key=SecretStr(key) if key else None,
         anthropic_base_url=given.get("ANTHROPIC_BASE_URL"),
         notify_url=SecretStr(notify) if notify else None,
+        ray_address=given.get("SAEFLOW_RAY_ADDRESS"),
+        ray_dashboard=given.get("SAEFLOW_RAY_DASHBOARD"),
         prefect_api_url=given.get("PREFECT_API_URL"),
         s3_endpoint=given.get("AWS_ENDPOINT_URL_S3", given.get("AWS_ENDPOINT_URL")),
     )
+
+
+def is_url(text: str) -> bool:
+    """Whether a text begins as the address of a web server does."""
+    return re.match(r"https?://[^/:\s]", text) is not None

@@ -22,7 +22,7 @@ from tests.servers.fault_proxy import FaultProxy
 
 SHARED = Path(__file__).parents[2] / "shared"  # data beside the repository; tests that use it skip without it
 FOREIGN = ("AWS_", "ANTHROPIC_", "HF_", "HUGGING", "PREFECT_", "RAY_", "SAEFLOW_", "WANDB_", "XDG_")
-KEPT = ("SAEFLOW_REQUIRE_BROWSER", "SAEFLOW_REQUIRE_S3")
+KEPT = ("SAEFLOW_REQUIRE_BROWSER", "SAEFLOW_REQUIRE_S3", "SAEFLOW_REQUIRE_SERVERS")
 HOME = pytest.StashKey[str]()
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 

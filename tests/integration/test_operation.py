@@ -21,7 +21,7 @@ import yaml
 from flows.server import ENVIRONMENT
 from tests.integration.commands import TINY, command, digests, nothing_is_left, run
 from tests.integration.test_ui import eventually, free_port
-from tests.servers import postgres
+from tests.servers import postgres, redis
 from tests.servers.webhook import Webhook
 
 RUNS = 300  # of others, that the server has already
@@ -35,6 +35,7 @@ class Operation:
     folder: Path
     environment: dict[str, str]
     port: int
+    split: bool
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -50,7 +51,13 @@ class Operation:
             )  # fmt: skip
 
     def serve(self) -> None:
-        self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        """As in infra/compose: an API and its background services, where there is a data base for both."""
+        start = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        if self.split:
+            self.python("-m", "prefect", "server", "database", "upgrade", "-y")
+            self.start("services", "server", "services", "start")
+            start.append("--no-services")
+        self.start("server", *start)
         eventually(lambda: httpx.get(f"{self.api}/health").status_code == 200)
 
     def work(self) -> None:
@@ -66,15 +73,23 @@ class Operation:
 
     def kill_worker_and_its_runs(self) -> None:
         """As a machine does that loses its power, but for what the run guards on its own."""
-        worker = psutil.Process(self.children.pop("worker").pid)
+        child = self.children.pop("worker")
+        worker = psutil.Process(child.pid)
         for process in [worker, *worker.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        child.wait()
 
-    def python(self, code: str) -> None:
+    def stop_serving(self) -> None:
+        for name in ("server", "services"):
+            if name in self.children:
+                self.end(name)
+
+    def python(self, *arguments: str) -> None:
         done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | self.environment, cwd=self.folder, capture_output=True, text=True
-        )
+            [sys.executable, *arguments], env=os.environ | self.environment, cwd=self.folder, capture_output=True,
+            text=True,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
     def ask(self, path: str, **content: Any) -> Any:
@@ -116,8 +131,8 @@ def notices() -> Iterator[Webhook]:
 @pytest.fixture(scope="module")
 def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Iterator[Operation]:
     """A server on PostgreSQL with everything deployed, and a worker."""
-    reason = postgres.missing()
-    if reason and os.environ.get("SAEFLOW_REQUIRE_POSTGRES") == "1":
+    reason = postgres.missing() or redis.missing()
+    if reason and os.environ.get("SAEFLOW_REQUIRE_SERVERS") == "1":
         pytest.fail(reason)
     folder, port = tmp_path_factory.mktemp("operation"), free_port()
     environment = ENVIRONMENT | {
@@ -129,9 +144,12 @@ def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Ite
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
     }
     with contextlib.ExitStack() as stack:
-        if reason is None:  # without it the server keeps a file, and all the rest is the same
+        if reason is None:  # without them one server keeps a file, and all the rest is the same
+            environment |= settings_of_infra()
             environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres.running_postgres())
-        made = Operation(folder, environment, port)
+            messages = stack.enter_context(redis.running_redis())
+            environment |= {"PREFECT_REDIS_MESSAGING_URL": f"{messages}/0", "PREFECT_SERVER_DOCKET_URL": f"{messages}/1"}
+        made = Operation(folder, environment, port, split=reason is None)
         try:
             made.serve()
             deployed = subprocess.run(command("deploy"), env=os.environ | environment, capture_output=True, text=True)
@@ -143,6 +161,12 @@ def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Ite
             for name in list(made.children):
                 made.end(name)
     nothing_is_left()
+
+
+def settings_of_infra() -> dict[str, str]:
+    """What infra/ ships for a server in several processes."""
+    lines = (Path(__file__).parents[2] / "infra" / "prefect" / "server.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
 
 def others(operation: Operation, count: int) -> None:
@@ -165,13 +189,13 @@ def test_a_killed_run_is_found_started_again_and_ends_as_if_nothing_had_been(
 ) -> None:
     others(operation, RUNS)
     ship = f"from flows import recovery; recovery.ship(recovery.restart_deployment(), {SILENT_SECONDS})"
-    operation.python(ship)
+    operation.python("-c", ship)
     run_id = operation.schedule("pipeline/demo", tiny())
     progress = operation.folder / "store" / "train"
     eventually(lambda: list(progress.glob("*/progress/*/**/checkpoint_*")) or _trains(progress))
     before = operation.states(run_id)
     assert before[-1] == "Running", before
-    operation.end("server")  # the run goes on without it, and is killed before it is back
+    operation.stop_serving()  # the run goes on without it, and is killed before it is back
     operation.kill_worker_and_its_runs()
     operation.serve()
     operation.work()
@@ -198,7 +222,8 @@ def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: O
     crash = {"type": "CRASHED", "name": "Crashed", "message": "its machine is gone"}
     operation.end("worker")  # nobody takes it up: only its states matter here
     operation.python(
-        "import time, uuid\n"
+        "-c",
+        "import uuid\n"
         "from prefect import get_client\n"
         "from prefect.client.schemas.objects import State, StateType\n"
         "from flows.recovery import restart, restarts\n"
@@ -208,7 +233,7 @@ def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: O
         f"        client.set_flow_run_state(run, State(type=StateType.CRASHED, message={crash['message']!r}), force=True)\n"
         "        restart(run)\n"
         "        assert restarts(client.read_flow_run_states(run)) == expected\n"
-        "    assert client.read_flow_run(run).state.type is StateType.CRASHED\n"
+        "    assert client.read_flow_run(run).state.type is StateType.CRASHED\n",
     )
     told = [notice["state"] for notice in notices.received if notice["id"] == run_id]
     assert told == [*(f"crashed, restart {number} of 3" for number in (1, 2, 3)), "given up"]
