@@ -1,4 +1,4 @@
-"""How often a run was started again is read from its states; what is told of it goes to the webhook and nowhere else."""
+"""How often a run was started again is read from its states; what is told of it goes to the webhook alone."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -21,7 +21,12 @@ def state(kind: StateType, name: str | None = None) -> State:
 
 
 def one_life(name: str | None) -> list[State]:
-    return [state(StateType.SCHEDULED, name), state(StateType.PENDING), state(StateType.RUNNING), state(StateType.CRASHED)]
+    return [
+        state(StateType.SCHEDULED, name),
+        state(StateType.PENDING),
+        state(StateType.RUNNING),
+        state(StateType.CRASHED),
+    ]
 
 
 @given(st.lists(st.booleans(), max_size=6), st.randoms(use_true_random=False))

@@ -148,7 +148,10 @@ def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Ite
             environment |= settings_of_infra()
             environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres.running_postgres())
             messages = stack.enter_context(redis.running_redis())
-            environment |= {"PREFECT_REDIS_MESSAGING_URL": f"{messages}/0", "PREFECT_SERVER_DOCKET_URL": f"{messages}/1"}
+            environment |= {
+                "PREFECT_REDIS_MESSAGING_URL": f"{messages}/0",
+                "PREFECT_SERVER_DOCKET_URL": f"{messages}/1",
+            }
         made = Operation(folder, environment, port, split=reason is None)
         try:
             made.serve()
@@ -248,10 +251,10 @@ def test_maintenance_finds_damage_and_says_so(operation: Operation, notices: Web
     damaged = operation.schedule("maintenance/maintenance", {})
     assert operation.reaches(damaged, "Completed", "Failed") == "Failed"
     [table] = [
-        found for found in operation.ask("artifacts/filter", flow_runs={"id": {"any_": [damaged]}}) if found["key"] == "damage"
+        found
+        for found in operation.ask("artifacts/filter", flow_runs={"id": {"any_": [damaged]}})
+        if found["key"] == "damage"
     ]
     assert "report.html" in table["data"]
     [told] = [notice for notice in notices.received if notice["id"] == damaged]
     assert told["state"] == "Failed" and "are damaged, the first: report" in told["message"]
-
-

@@ -1,6 +1,6 @@
-"""A real PostgreSQL on loopback for one test, from the distribution's own package; it refuses root, so we lend it a user.
+"""A real PostgreSQL on loopback for one test, from the distribution's own package; it refuses root: we lend it a user.
 
-    with running_postgres() as url:      "postgresql+asyncpg://saeflow@127.0.0.1:PORT/prefect"
+with running_postgres() as url:      "postgresql+asyncpg://saeflow@127.0.0.1:PORT/prefect"
 """
 
 import contextlib
@@ -46,9 +46,29 @@ def running_postgres() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        initialise = [str(programs / "initdb"), "-D", f"{folder}/data", "-U", "saeflow", "--auth=trust", "-N", "-E", "UTF8"]
+        initialise = [
+            str(programs / "initdb"),
+            "-D",
+            f"{folder}/data",
+            "-U",
+            "saeflow",
+            "--auth=trust",
+            "-N",
+            "-E",
+            "UTF8",
+        ]
         subprocess.run([*become, *initialise], check=True, capture_output=True, cwd="/")
-        serve = [str(programs / "postgres"), "-D", f"{folder}/data", "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
+        serve = [
+            str(programs / "postgres"),
+            "-D",
+            f"{folder}/data",
+            "-p",
+            str(port),
+            "-k",
+            str(folder),
+            "-h",
+            "127.0.0.1",
+        ]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen([*become, *serve], stdout=log, stderr=log, cwd="/", start_new_session=True)
         try:

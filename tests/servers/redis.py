@@ -1,6 +1,6 @@
 """A real Redis on loopback for one test, from the distribution's own package.
 
-    with running_redis() as url:      "redis://127.0.0.1:PORT"
+with running_redis() as url:      "redis://127.0.0.1:PORT"
 """
 
 import contextlib
@@ -16,7 +16,11 @@ START_SECONDS = 30.0
 
 def missing() -> str | None:
     """Why no Redis can be started here, or None."""
-    return None if shutil.which("redis-server") else "Redis is not installed (Debian, Ubuntu: apt-get install redis-server)"
+    return (
+        None
+        if shutil.which("redis-server")
+        else "Redis is not installed (Debian, Ubuntu: apt-get install redis-server)"
+    )
 
 
 @contextlib.contextmanager
