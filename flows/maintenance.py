@@ -59,7 +59,6 @@ def stop_forgotten(store: Store, dashboard: str) -> list[str]:
         for key in store.keys(job.stage):
             if key.startswith(job.key) and end_if_abandoned(store, job.stage, key):
                 job.stop()
-                get_run_logger().info(f"{job.submission_id} was stopped: the run that began it is over.")
                 stopped.append(job.submission_id)
     return stopped
 

@@ -222,7 +222,6 @@ def _trains(progress: Path) -> bool:
 
 def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: Operation, notices: Webhook) -> None:
     run_id = operation.schedule("pipeline/demo", tiny() | {"store": "not-started", "name": "hopeless"})
-    crash = {"type": "CRASHED", "name": "Crashed", "message": "its machine is gone"}
     operation.end("worker")  # nobody takes it up: only its states matter here
     operation.python(
         "-c",
@@ -233,7 +232,7 @@ def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: O
         f"run = uuid.UUID({run_id!r})\n"
         "with get_client(sync_client=True) as client:\n"
         "    for expected in (1, 2, 3, 3):\n"
-        f"        client.set_flow_run_state(run, State(type=StateType.CRASHED, message={crash['message']!r}), force=True)\n"
+        "        client.set_flow_run_state(run, State(type=StateType.CRASHED, message='machine gone'), force=True)\n"
         "        restart(run)\n"
         "        assert restarts(client.read_flow_run_states(run)) == expected\n"
         "    assert client.read_flow_run(run).state.type is StateType.CRASHED\n",

@@ -11,7 +11,7 @@ import pytest
 from tasks.artifacts import Stage, Store, open_store
 from tasks.artifacts import lease as lease_module
 from tasks.artifacts.files import open_files
-from tasks.artifacts.lease import LEASE, is_dead, lease, this_process
+from tasks.artifacts.lease import LEASE, end_if_abandoned, is_dead, lease, this_process
 from tasks.artifacts.store import progress_folder
 from tasks.errors import LeaseLost
 from tests.tasks.artifacts.toys import FILL, STEPS, FillSpec, StepsSpec, child
@@ -254,3 +254,17 @@ def test_progress_files_are_listed_replaced_and_deleted(store):
         "json": None,
         "elsewhere": b'{"x": [1]}',
     }
+
+
+def test_a_lease_is_abandoned_when_its_process_is_gone_or_it_beats_no_more(store, quick):
+    path = f"{progress_folder('steps', KEY)}/{LEASE}"
+    assert end_if_abandoned(store, "steps", KEY), "nobody holds it"
+    with lease(store, "steps", KEY, lambda _: None, lambda: False):
+        assert not end_if_abandoned(store, "steps", KEY, watched_seconds=1.0), "it beats"
+        assert store.files.read(path) is not None
+    elsewhere = {"owner": {"host": "elsewhere", "pid": 1, "started": 0.0, "id": "x"}, "beat": 3}
+    gone = {"owner": this_process() | {"pid": 2**22 + 1, "id": "x"}, "beat": 3}
+    for left in (elsewhere, gone):
+        store.files.write(path, json.dumps(left).encode())
+        assert end_if_abandoned(store, "steps", KEY, watched_seconds=0.5)
+        assert store.files.read(path) is None

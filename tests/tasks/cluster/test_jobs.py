@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tasks.cluster.jobs import Job
+from tasks.cluster.jobs import Job, unfinished_jobs
 
 
 def job(cluster, name: str, code: str, **options) -> Job:
@@ -58,3 +58,17 @@ def test_an_exception_while_waiting_stops_the_job(ray_cluster, name):
     with pytest.raises(KeyboardInterrupt):
         interrupted.run(interrupt)
     assert ray_cluster.job_client().get_job_status(interrupted.submission_id) == "STOPPED"
+
+
+def test_jobs_of_stages_that_have_not_ended_are_found_and_can_be_stopped(ray_cluster):
+    key, code = secrets.token_hex(8), "import time; time.sleep(600)"
+    client = ray_cluster.job_client()
+    [first, other] = [job(ray_cluster, name, code)._submit() for name in (f"train-{key}", "notours")]
+    found = [entry for entry in unfinished_jobs(client) if entry.key == key]
+    assert [(entry.stage, entry.submission_id) for entry in found] == [("train", first)]
+    assert not [entry for entry in unfinished_jobs(client) if entry.submission_id == other]
+    found[0].stop()
+    assert client.get_job_status(first) == "STOPPED"
+    assert not [entry for entry in unfinished_jobs(client) if entry.key == key]
+    assert not client.get_job_status(other).is_terminal(), "a job of somebody else is not ours to stop"
+    client.stop_job(other)
