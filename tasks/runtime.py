@@ -94,7 +94,7 @@ class Runtime(BaseModel):
 
     def resolved(self, settings: Settings) -> "Runtime":
         """With what the environment says about this place filled in where it was left empty."""
-        filled = {"wandb": self.wandb or settings.wandb}
+        filled: dict[str, str | None] = {"wandb": self.wandb or settings.wandb}
         if self.ray_address is None and settings.ray_address is not None:
             filled |= {"ray_address": settings.ray_address, "ray_dashboard": settings.ray_dashboard}
         return self.model_copy(update=filled)

@@ -20,7 +20,7 @@ done
 [ -n "$api" ] || { echo "--api is missing: the address of the Prefect server, which ends in /api" >&2; exit 2; }
 [ -n "$store" ] || { echo "--store is missing: where artifacts live, s3://bucket/prefix or a shared folder" >&2; exit 2; }
 case $api in http://*/api | https://*/api) ;; *) echo "--api is $api, which does not end in /api" >&2; exit 2 ;; esac
-source=$(cd "$(dirname "$0")/../.." && pwd)
+source=$(cd -P "$(dirname "$0")/../.." && pwd)
 here=/opt/saeflow settings=/etc/saeflow/worker.env scratch=/var/lib/saeflow
 
 run() { if [ -n "$dry" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }

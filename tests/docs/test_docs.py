@@ -32,6 +32,7 @@ def shell(tmp_path: Path) -> dict[str, str]:
     command.write_text(SMALL)
     command.chmod(0o755)
     (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "infra").symlink_to(ROOT / "infra")  # pages speak from the folder of the clone
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SAEFLOW_")}
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{kept['PATH']}"
     return kept | {"PATH": path, "SAEFLOW_CACHE": str(tmp_path / "cache"), "COLUMNS": "160"}
