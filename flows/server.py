@@ -126,19 +126,39 @@ def find_server(settings: Settings) -> str | None:
 
 
 def require_server(settings: Settings) -> None:
-    """Raises ClusterError when PREFECT_API_URL names a server that does not answer; any answer of HTTP counts."""
+    """Raises ClusterError when PREFECT_API_URL names a server that does not answer, or that refuses our password."""
     url = settings.prefect_api_url
-    if url is None or healthy(url):
+    if url is None:
         return
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=SLOW_SECONDS).close()
-    except urllib.error.HTTPError:  # refuses, or asks for a key, which Prefect has from its own settings
-        return
+        urllib.request.urlopen(f"{url}/admin/version", timeout=SLOW_SECONDS).close()
+    except urllib.error.HTTPError as error:  # any other answer of HTTP is Prefect's own business
+        if error.code == 401:
+            _require_password(url)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ClusterError(
             f"No Prefect server answers at PREFECT_API_URL {url} ({error}); start it, correct the address (it ends in "
             "/api), or unset the variable for a temporary server."
         ) from error
+
+
+def _require_password(url: str) -> None:
+    """Asks once more as Prefect would, with what its settings and profiles hold."""
+    prepare_environment(url)
+    from prefect import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.request("GET", "/admin/version")
+            return
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != 401:
+                return
+    raise ClusterError(
+        f"The Prefect server at {url} asks for a password, and PREFECT_API_AUTH_STRING (user:password; on Prefect "
+        "Cloud PREFECT_API_KEY) is not set or not right."
+    )
 
 
 def remember_server(settings: Settings, url: str) -> None:

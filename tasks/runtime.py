@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.settings import Settings, is_url
+from tasks.settings import Settings, is_url, refuse_credentials
 
 
 class Runtime(BaseModel):
@@ -83,6 +83,7 @@ class Runtime(BaseModel):
 
     @model_validator(mode="after")
     def _dashboard_is_of_a_cluster(self) -> Self:
+        refuse_credentials(self.ray_dashboard or "", "runtime.ray_dashboard")
         if self.ray_dashboard and not is_url(self.ray_dashboard):
             raise ValueError(f"ray_dashboard is {self.ray_dashboard!r}, which is no URL; write it as http://head:8265")
         if self.ray_dashboard and not self.ray_address:

@@ -24,6 +24,9 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from tasks.errors import InputError
 from tasks.folders import home_expanded
 
+# Addresses that are printed, and kept in manifests or by Prefect
+ADDRESSES = ("SAEFLOW_STORE", "SAEFLOW_RAY_DASHBOARD", "ANTHROPIC_BASE_URL", "PREFECT_API_URL", "AWS_ENDPOINT_URL",
+             "AWS_ENDPOINT_URL_S3")  # fmt: skip
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -53,6 +56,8 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
     wandb = given.get("SAEFLOW_WANDB", given.get("WANDB_MODE", "offline"))
     if wandb not in ("online", "offline", "disabled"):
         raise InputError(f"SAEFLOW_WANDB (or WANDB_MODE) is {wandb!r}; set it to online, offline or disabled.")
+    for name in ADDRESSES:
+        refuse_credentials(given.get(name, ""), name)
     if given.get("SAEFLOW_RAY_DASHBOARD") and not is_url(given["SAEFLOW_RAY_DASHBOARD"]):
         raise InputError(
             f"SAEFLOW_RAY_DASHBOARD is {given['SAEFLOW_RAY_DASHBOARD']!r}, which is no URL; write it as http://head:8265."
@@ -76,3 +81,13 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
 def is_url(text: str) -> bool:
     """Whether a text begins as the address of a web server does."""
     return re.match(r"https?://[^/:\s]", text) is not None
+
+
+def refuse_credentials(address: str, what: str) -> None:
+    """Raises InputError for an address with a name or a password in it, without repeating it."""
+    if re.match(r"[a-z0-9+.-]+://[^/]*@", address):
+        raise InputError(
+            f"{what} has a user name or a password in it (before the @); addresses are printed and kept. Take it out, "
+            "and put secrets into variables of their own (AWS_*, ANTHROPIC_API_KEY, PREFECT_API_AUTH_STRING, "
+            "RAY_AUTH_TOKEN_PATH)."
+        )

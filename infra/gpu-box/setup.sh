@@ -29,6 +29,7 @@ write() { if [ -n "$dry" ]; then echo "write $1 (mode $2):"; sed 's/^/    /'; el
 if [ -z "$dry" ]; then
   [ "$(id -u)" = 0 ] || { echo "must be run as root: it makes a user and a service" >&2; exit 1; }
   [ "$queue" = cpu ] || nvidia-smi -L || { echo "nvidia-smi finds no GPU; install NVIDIA's driver first" >&2; exit 1; }
+  command -v rsync >/dev/null || { echo "rsync is needed (apt-get install rsync)" >&2; exit 1; }
   python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 fi
 

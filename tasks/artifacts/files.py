@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from tasks.artifacts.faults import said
 from tasks.errors import StoreError
 from tasks.folders import home_expanded, nearest_existing, why_not_writable
+from tasks.settings import refuse_credentials
 
 TEMPORARY = ".tmp-"  # names of unfinished local writes start so; they are never listed
 S3 = ("s3://", "s3a://")
@@ -256,6 +257,7 @@ class RemoteFiles:
 
 def open_files(url: str) -> Files:
     """The backend for a store URL: a path or file:// is local, anything else goes through fsspec."""
+    refuse_credentials(url, "The store's URL")
     if "://" not in url or url.startswith("file://"):
         return LocalFiles(Path(url.removeprefix("file://")))
     if url.startswith(S3) and not url.partition("://")[2].strip("/"):
