@@ -8,6 +8,7 @@ Its findings are tables on the run's page. A damaged artifact makes the run fail
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
+from flows.form import titled
 from flows.notices import NOTICES
 from tasks.artifacts import Store, open_store
 from tasks.artifacts.lease import end_if_abandoned
@@ -17,6 +18,7 @@ from tasks.errors import ArtifactError, StoreError
 from tasks.settings import settings
 
 
+@titled
 @flow(name="maintenance", persist_result=False, log_prints=False, **NOTICES)
 def maintenance(
     store: str | None = None, verify: bool = True, remove: bool = False, ray_dashboard: str | None = None

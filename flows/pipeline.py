@@ -10,11 +10,12 @@ Run by `saeflow run`, from the Prefect UI (deployments/prefect.yaml), or here in
 from typing import Literal, get_args
 
 from prefect import flow, runtime
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows.config import PipelineConfig
 from flows.dag import STAGES, wire
+from flows.form import titled
 from flows.notices import NOTICES
+from flows.page import leave_links
 from flows.preflight import check
 from flows.stages import PrefectDo
 from tasks import guard
@@ -44,6 +45,7 @@ def _run_name() -> str:
     return PipelineConfig.model_validate({name: given[name] for name in PipelineConfig.model_fields}).title()
 
 
+@titled
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False, log_prints=False, **NOTICES)
 def pipeline(
     name: str = "custom",
@@ -114,19 +116,6 @@ def carry_out(
     guard.protect()  # under a worker too: what the run starts ends with it
     do = PrefectDo(store, config.runtime, force, only, frozenset(entry.stage for entry in planned))
     artifacts = do.walk(lambda: wire(config, do))
-    _leave_links(config, artifacts)
+    if "report" in artifacts:
+        leave_links(config.title(), artifacts, config.runtime.ray_dashboard, config.runtime.wandb)
     return artifacts
-
-
-def _leave_links(config: PipelineConfig, artifacts: dict[str, Artifact]) -> None:
-    if "report" not in artifacts:
-        return
-    create_link_artifact(
-        artifacts["report"].url("report.html"), link_text="report.html", key="report",
-        description="The page at the end of the run",
-    )  # fmt: skip
-    lines = [f"## {config.title()}", "", "| stage | figure | value |", "|---|---|---|"]
-    for stage in ("model", "train", "evaluate", "label", "score"):
-        if stage in artifacts:
-            lines += [f"| {stage} | {name} | {value} |" for name, value in artifacts[stage].summary.items()]
-    create_markdown_artifact("\n".join(lines), key="figures", description="What came out")

@@ -5,27 +5,22 @@ task, so the server knows the graph, and the digests in them make the next keys.
 """
 
 import collections
-import contextlib
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
 from prefect import Task, get_run_logger
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 
 from flows.events import Event, Stopped, ask_to_stop, publish, stopping
+from flows.page import Progress, show_built
 from flows.preflight import needed_first
 from tasks.artifacts import Artifact, Built, Spec, Stage, Store
 from tasks.errors import SaeflowError, ShardsFailed, StageFailed
 from tasks.runtime import Runtime
-
-SHOW_EVERY_SECONDS = 5.0  # progress artifacts are HTTP requests: few are enough for a page that polls
 
 
 class PrefectDo:
@@ -49,6 +44,7 @@ class PrefectDo:
         self._needed = needed
         self._single: dict[str, PrefectFuture[Any]] = {}
         self._latest: PrefectFuture[Any] | None = None
+        self._progress: dict[str, Progress] = {}
         self._of = 0  # how many the window that is open has in all
         self._errors: dict[tuple[str, int | None], BaseException] = {}  # what really happened, in order
         self._failed: str | None = None  # the first stage without shards that did: no other need go on
@@ -127,13 +123,12 @@ class PrefectDo:
     ) -> State:
         """Runs inside the Prefect task."""
         tell = functools.partial(Event, stage=stage.name, shard=shard, of=of)
-        shown = _ProgressArtifact(stage.name) if shard is None else None
+        shown = self._progress.setdefault(stage.name, Progress(stage.name, of))
 
         def report(done: float, total: float, unit: str) -> None:
             self._require_no_failure()
             publish(tell("progress", done=done, total=total, unit=unit))
-            if shown is not None:
-                shown.show(done, total)
+            shown.report(shard, done, total)
 
         def log(message: str) -> None:
             publish(tell("log", message=message))
@@ -151,9 +146,8 @@ class PrefectDo:
             raise error from raised
         publish(tell("finished", built=built))
         if shard is None and not built.cached:
-            _show_summary(stage.name, built)
-        if shown is not None:
-            shown.end()
+            show_built(stage.name, built)
+        shown.finished(shard)
         get_run_logger().info(f"{built.artifact.location}")
         name = "Cached" if built.cached else "Built"
         return Completed(name=name, message=built.artifact.location, data=built.artifact)
@@ -182,35 +176,3 @@ class PrefectDo:
         return stage.build(
             self._store, spec, self._runtime, force=stage.name in self._force, on_report=report, on_log=log, **inputs
         )
-
-
-class _ProgressArtifact:
-    """A stage's progress on its Prefect page, made when it has run long enough to be looked at."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-        self._id: Any = None
-        self._shown = time.monotonic()
-
-    def show(self, done: float, total: float) -> None:
-        now = time.monotonic()
-        if now - self._shown < SHOW_EVERY_SECONDS or total <= 0 or TaskRunContext.get() is None:
-            return
-        self._shown = now
-        percent = min(100.0, 100.0 * done / total)
-        with contextlib.suppress(Exception):  # a page that cannot be drawn ends no stage
-            if self._id is None:
-                self._id = create_progress_artifact(percent, key=f"{self._stage}-progress", description=self._stage)
-            else:
-                update_progress_artifact(self._id, percent)
-
-    def end(self) -> None:
-        if self._id is not None:
-            with contextlib.suppress(Exception):
-                update_progress_artifact(self._id, 100.0)
-
-
-def _show_summary(stage: str, built: Built) -> None:
-    rows = [{"figure": name, "value": str(value)} for name, value in built.artifact.summary.items()]
-    with contextlib.suppress(Exception):
-        create_table_artifact(rows, key=f"{stage}-summary", description=f"{stage}: `{built.artifact.location}`")

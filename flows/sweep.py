@@ -15,6 +15,7 @@ from prefect.artifacts import create_link_artifact
 
 from flows.config import PipelineConfig, grid_points
 from flows.dag import SWEEP_STAGES, wire_sweep
+from flows.form import titled
 from flows.notices import NOTICES
 from flows.preflight import check
 from flows.stages import PrefectDo
@@ -41,6 +42,7 @@ def _run_name() -> str:
     return f"{config.title()} over {' x '.join(given['grid'])}"
 
 
+@titled
 @flow(name="sweep", flow_run_name=_run_name, persist_result=False, log_prints=False, **NOTICES)
 def sweep(
     grid: list[str] = ["train.k=4,8,16"],  # noqa: B006 (Prefect shows a list field only for a list default)

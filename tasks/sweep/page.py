@@ -3,17 +3,15 @@
     html = render(axes, points, site="resid_post.1", d_in=128)
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
+from tasks.plots import Axis
 from tasks.sweep import ce_lost, describe
 
 Json = dict[str, Any]
 WIDTH, HEIGHT = 620, 360
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 44
-LOG_FROM = 4.0  # an axis whose values span more than this factor is logarithmic
-MARGIN = 0.06  # of the axis, beside the outermost points
 
 
 def render(axes: list[str], points: list[Json], site: str, d_in: int) -> str:
@@ -52,8 +50,8 @@ def _measured(figure: Json) -> tuple[str, str]:
 def _plot(points: list[Json], kind: str) -> Json:
     """Places of everything in one plot, for the template to draw."""
     values = [_interval(point, kind) for point in points]
-    across = _Axis([point["l0"]["value"] for point in points], LEFT, WIDTH - RIGHT)
-    up = _Axis([end for value in values for end in value], HEIGHT - BOTTOM, TOP)
+    across = Axis([point["l0"]["value"] for point in points], LEFT, WIDTH - RIGHT)
+    up = Axis([end for value in values for end in value], HEIGHT - BOTTOM, TOP)
     dots = []
     for point, (middle, low, high) in zip(points, values, strict=True):
         dots.append({
@@ -75,39 +73,3 @@ def _interval(point: Json, kind: str) -> tuple[float, float, float]:
     if kind == "fvu":
         return point["fvu"]["value"], point["fvu"]["low"], point["fvu"]["high"]
     return ce_lost(point), 1.0 - point["ce_recovered"]["high"], 1.0 - point["ce_recovered"]["low"]
-
-
-class _Axis:
-    """From values to places on the page, linear or logarithmic."""
-
-    def __init__(self, values: list[float], begin: float, end: float) -> None:
-        low, high = min(values), max(values)
-        self._log = low > 0 and high / low > LOG_FROM
-        low, high = self._scaled(low), self._scaled(high)
-        room = MARGIN * (high - low) or abs(high) * MARGIN or 1.0
-        self._low, self._high = low - room, high + room
-        self._begin, self._end = begin, end
-
-    def __call__(self, value: float) -> float:
-        share = (self._scaled(value) - self._low) / (self._high - self._low)
-        return round(self._begin + share * (self._end - self._begin), 2)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Place and text of round values inside the axis."""
-        low, high = (10**end if self._log else end for end in (self._low, self._high))
-        if self._log:
-            decades = range(math.floor(self._low), math.ceil(self._high) + 1)
-            found = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-        else:
-            step = _round_step((high - low) / 5)
-            found = [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        return [(self(value), f"{value:.6g}") for value in found if low <= value <= high]
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self._log else value
-
-
-def _round_step(rough: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is at most `rough`, so that there are 5 to 12 ticks."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return max(digit * power for digit in (1, 2, 5) if digit * power <= rough * (1 + 1e-9))

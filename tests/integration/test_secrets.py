@@ -59,7 +59,10 @@ def found_in(folder: Path, secrets: dict[str, bytes]) -> set[str]:
 
 
 def test_no_secret_is_written_or_printed(prefect: str, s3_url: str, swift: Swift, tmp_path: Path) -> None:
-    outputs, ray = tmp_path / "outputs", Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # its sockets need a short name
+    outputs, ray = (
+        tmp_path / "outputs",
+        Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")),
+    )  # its sockets need a short name
     outputs.mkdir()
     with MessageBatches({"key": CANARIES["ANTHROPIC_API_KEY"]}) as claude, Webhook() as hook:
         secrets = CANARIES | {"AWS_SECRET_ACCESS_KEY": swift.secret, "SAEFLOW_NOTIFY_URL": hook.url}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tasks.artifacts import Artifact, Stage, Store, Summary, Workspace, open_store
 from tasks.evaluate import EvaluateSpec
+from tasks.plots import Axis
 from tasks.sweep import SWEEP, SweepSpec, pareto_front
-from tasks.sweep.page import _Axis
 from tasks.train import TrainSpec
 
 COSTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
@@ -104,7 +104,7 @@ def test_the_page_shows_every_point(store: Store, browser_page: Any, tmp_path: P
     st.sampled_from([(0.0, 100.0), (100.0, 0.0)]),
 )
 def test_an_axis_keeps_the_order_inside_its_ends(values: list[float], ends: tuple[float, float]) -> None:
-    axis = _Axis(values, *ends)
+    axis = Axis(values, *ends)
     places = [axis(value) for value in sorted(values)]
     assert places == sorted(places, reverse=ends[0] > ends[1])
     assert all(0 <= place <= 100 for place in places)
