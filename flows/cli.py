@@ -126,6 +126,21 @@ def lineage(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="A stage (its newest), or the first characters of a key or digest.")],
+    second: Annotated[str, typer.Argument(help="The same, of the other.")],
+    store: StoreUrl = None,
+) -> None:
+    """Compare two results back to the text: which settings differ, and what came out."""
+    from flows.show import show_difference, tell_unreadable
+    from tasks.artifacts.maintenance import find
+
+    place, console = _open(store), Console()
+    found = [find(place, name, tell_unreadable(console)).manifest for name in (first, second)]
+    show_difference(console, place, *found)
+
+
+@app.command()
 def verify(store: StoreUrl = None) -> None:
     """Read every file of every artifact and compare size and sha256 with its manifest."""
     from rich.progress import track
@@ -192,6 +207,18 @@ def ui(
     from tasks.settings import settings
 
     serve(port, browser, store or settings().store)
+
+
+@app.command()
+def cancel(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's name, a part of it, or the first characters of its id.")
+    ] = None,
+) -> None:
+    """Cancel a run on the Prefect server and wait until its jobs are stopped; without a name, the only one there is."""
+    from flows.cancel import cancel_run
+
+    cancel_run(run)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from flows.compare import compare
 from flows.config import PipelineConfig, load_preset
 from flows.config import presets as preset_names
 from flows.estimate import estimate
@@ -134,6 +135,27 @@ def _grow(tree: Tree, store: Store, manifest: Manifest) -> None:
             _grow(tree.add(f"[dim]{name}{many}[/] {_named(first)}"), store, first)
         elif isinstance(first, InputReference):
             tree.add(f"[dim]{name}{many}[/] {first.stage} {first.key[:12]} [red]gone[/]")
+
+
+def show_difference(console: Console, store: Store, first: Manifest, second: Manifest) -> None:
+    """Two results side by side: settings and figures in which they differ, and which stages are the same."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "", f"{first.stage} {first.key[:12]}", f"{second.stage} {second.key[:12]}"):
+        table.add_column(name, overflow="fold")
+    same = []
+    for found in compare(store, first, second):
+        if found.same:
+            same.append(found.stage)
+        for kind, pairs in (("", found.settings), ("dim", found.figures)):
+            for name, (a, b) in pairs.items():
+                table.add_row(found.stage, name, _value(a), _value(b), style=kind)
+    console.print(table if table.row_count else "They do not differ.", highlight=False)
+    if same:
+        console.print(f"the same: {', '.join(same)}", highlight=False)
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _named(manifest: Manifest) -> str:

@@ -19,7 +19,8 @@ HEAVY = ("prefect", "ray", "torch", "transformers", "anthropic", "datasets", "py
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = saeflow(capsys, "--help")
     assert code == 0
-    for word in ("run", "plan", "status", "verify", "gc", "lineage", "ui", "doctor", "presets", "settings"):
+    words = "run plan status diff lineage verify gc doctor ui deploy cancel presets settings"
+    for word in words.split():
         assert word in out
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flows.compare import compare
 from flows.planner import plan
-from flows.show import show_lineage, show_plan, show_settings, show_status
+from flows.show import show_difference, show_lineage, show_plan, show_settings, show_status
 from tasks.artifacts import Store, open_store
 from tasks.artifacts.store import manifest_path, progress_folder
 from tests.flows.made_runs import demo, fill
@@ -57,6 +58,26 @@ def test_lineage_goes_back_to_the_text(store: Store, console: Console) -> None:
     show_lineage(console, store, made["preprocess"].manifest)
     text = "\n".join(said(console))
     assert "archives ×2, the first:" in text and f"corpus {made['corpus'].key[:12]}" in text
+
+
+def test_two_results_are_compared_back_to_the_text(store: Store, console: Console) -> None:
+    first, second = fill(store, demo()), fill(store, demo("train.k=16", "corpus.max_rows=50"))
+    found = {entry.stage: entry for entry in compare(store, first["train"].manifest, second["train"].manifest)}
+    order = list(found)
+    assert order.index("corpus") < order.index("capture") < order.index("preprocess") < order.index("train")
+    assert found["model"].same and not found["model"].settings and not found["model"].figures
+    assert not found["train"].same and found["train"].settings == {"k": (8, 16)}
+    [text] = compare(store, first["corpus"].manifest, second["corpus"].manifest)
+    assert text.settings == {"max_rows": (None, 50)} and not text.same
+    show_difference(console, store, first["train"].manifest, second["train"].manifest)
+    assert [line.split() for line in said(console) if " k " in line] == [["train", "k", "8", "16"]]
+    assert said(console)[-1].startswith("the same: ") and "model" in said(console)[-1]
+
+
+def test_a_result_does_not_differ_from_itself(store: Store, console: Console) -> None:
+    made = fill(store, demo())
+    show_difference(console, store, made["train"].manifest, made["train"].manifest)
+    assert said(console)[0] == "They do not differ."
 
 
 def test_which_shard_is_no_setting(console: Console) -> None:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from flows.server import ENVIRONMENT
-from tests.integration.commands import TINY, command, digests, nothing_is_left, run
+from tests.integration.commands import TINY, command, digests, marked_processes, nothing_is_left, run
 from tests.integration.test_ui import eventually, free_port
 from tests.servers import postgres, redis
 from tests.servers.webhook import Webhook
@@ -238,6 +238,21 @@ def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: O
     told = [notice["state"] for notice in notices.received if notice["id"] == run_id]
     assert told == [*(f"crashed, restart {number} of 3" for number in (1, 2, 3)), "given up"]
     operation.work()
+
+
+def test_a_run_is_cancelled_from_the_terminal(operation: Operation) -> None:
+    long = tiny() | {"name": "too-long", "train": tiny()["train"] | {"steps": 100_000}}
+    run_id = operation.schedule("pipeline/demo", long)
+    environment = os.environ | operation.environment
+    eventually(lambda: [job for job in marked_processes() if "tasks.train.job" in job])
+    nobody = subprocess.run(command("cancel", "nobody"), env=environment, capture_output=True, text=True)
+    assert nobody.returncode == 1 and "No run is named 'nobody': too-long demo-model" in nobody.stderr
+    done = subprocess.run(command("cancel", "too-long"), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "n=128 k=4 is Cancelled. What was committed stays." in done.stdout, done.stderr
+    assert operation.state(run_id)["type"] == "CANCELLED"
+    nothing_is_left()
+    none = subprocess.run(command("cancel"), env=environment, capture_output=True, text=True)
+    assert none.returncode == 1 and "0 runs fit; no deployment's run is unfinished" in none.stderr
 
 
 def test_maintenance_finds_damage_and_says_so(operation: Operation, notices: Webhook) -> None:
