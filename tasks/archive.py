@@ -12,14 +12,16 @@ planes, because the high bytes of bf16 (sign, exponent) pack well and the low on
 The artifact's digest is that of the plain tar: builds of zlib and isal differ in their packed bytes.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
@@ -79,34 +81,70 @@ def archive_shard(spec: ArchiveSpec, out: Workspace, *, captured: Artifact) -> S
 ARCHIVE = Stage("archive", version=1, spec=ArchiveSpec, run=archive_shard)
 
 
+class OpenShard:
+    """One site of an archived shard, verified, to be read by the chunk; from several threads if one likes.
+
+    with OpenShard(archive, site) as shard:
+        for chunk in range(shard.chunks): begin, x_TD = shard.read(chunk)
+
+    `rows` are `token_ids` int32 (T), `row_offsets` int64 (rows + 1), `row_ids` int64 (rows). Raises ArtifactError when
+    the archive is damaged or does not hold the site.
+    """
+
+    def __init__(self, archive: Artifact, site: str) -> None:
+        index = archive.json("index.json")
+        if site not in index["sites"]:
+            raise ArtifactError(
+                f"The archive {archive.key[:12]} has no site {site!r}; it holds {', '.join(index['sites'])}. "
+                "Capture the site too (capture.sites)."
+            )
+        self._members = {member["name"]: member for member in index["members"]}
+        names = (name for name in self._members if name.startswith(f"{site}/") and name.endswith(".high.npy"))
+        self._names = sorted(name.removesuffix(".high.npy") for name in names)
+        self._open = contextlib.ExitStack()
+        path = self._open.enter_context(archive.local(ARCHIVE_FILE))  # size and sha256 are verified here
+        self._file = self._open.enter_context(path.open("rb"))
+        self.rows = {name: _member(self._file, self._members[f"rows/{name}.npy"]) for name in ROWS}
+        self.d = int(json.loads(_unpack(self._file, self._members[f"{site}/shape.json"]))["d"])
+        self.chunks = len(self._names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends reading; a downloaded copy goes, and so do the rows."""
+        self._open.close()
+        self.rows = {}
+
+    def read(self, chunk: int) -> "tuple[int, np.ndarray]":
+        """(first token, activations as uint16 views of bf16 (tokens, d)) of one chunk."""
+        import numpy as np
+
+        name = self._names[chunk]
+        high, low = (_member(self._file, self._members[f"{name}.{plane}.npy"]) for plane in ("high", "low"))
+        bits = np.empty((len(high), self.d, 2), np.uint8)  # little-endian bf16: the low byte comes first
+        bits[:, :, 1], bits[:, :, 0] = high, low
+        return chunk * max(1, CHUNK_BYTES // self.d), bits.reshape(len(bits), 2 * self.d).view("<u2")
+
+
 def read_shard(archive: Artifact, site: str) -> "dict[str, torch.Tensor]":
     """One site of an archived shard as captured, verified.
 
-    Returns `activations` bf16 (T, d), `token_ids` int32 (T), `row_offsets` int64 (rows + 1), `row_ids` int64 (rows).
-    Raises ArtifactError when the archive is damaged or does not hold the site.
+    Returns `activations` bf16 (T, d) and the `rows` of OpenShard, as tensors; raises what OpenShard does.
     """
     import numpy as np
     import torch
 
-    index = archive.json("index.json")
-    if site not in index["sites"]:
-        raise ArtifactError(
-            f"The archive {archive.key[:12]} has no site {site!r}; it holds {', '.join(index['sites'])}. "
-            "Capture the site too (capture.sites)."
-        )
-    with archive.local(ARCHIVE_FILE) as path, path.open("rb") as file:  # size and sha256 are verified here
-        members = {member["name"]: member for member in index["members"]}
-        found = {name: torch.from_numpy(_member(file, members[f"rows/{name}.npy"])) for name in ROWS}
-        d = int(json.loads(_unpack(file, members[f"{site}/shape.json"]))["d"])
-        bits = np.empty((len(found["token_ids"]), d, 2), np.uint8)  # little-endian bf16: the low byte comes first
-        begin = 0
-        for name in sorted(name for name in members if name.startswith(f"{site}/") and name.endswith(".high.npy")):
-            high = _member(file, members[name])
-            low = _member(file, members[name.replace(".high.", ".low.")])
-            bits[begin : begin + len(high), :, 1], bits[begin : begin + len(high), :, 0] = high, low
-            begin += len(high)
-    found["activations"] = torch.from_numpy(bits.reshape(len(bits), d * 2)).view(torch.bfloat16)
-    return found
+    with OpenShard(archive, site) as shard:
+        found = {name: torch.from_numpy(rows) for name, rows in shard.rows.items()}
+        bits = np.empty((len(found["token_ids"]), shard.d), np.uint16)
+        for chunk in range(shard.chunks):
+            begin, part = shard.read(chunk)
+            bits[begin : begin + len(part)] = part
+    return found | {"activations": torch.from_numpy(bits).view(torch.bfloat16)}
 
 
 def read_description(archive: Artifact, name: Literal["capture.json", "statistics.json"]) -> Any:
@@ -173,8 +211,8 @@ def _unpack(file: Any, member: dict[str, Any]) -> bytes:
     """The content of one entry (bytes), read by its place."""
     from isal import isal_zlib
 
-    file.seek(member["offset"])
-    entry = isal_zlib.decompress(file.read(member["length"]), wbits=31)
+    packed = os.pread(file.fileno(), member["length"], member["offset"])  # moves no file position: threads may share it
+    entry = isal_zlib.decompress(packed, wbits=31)
     return bytes(entry[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + member["size"]])
 
 

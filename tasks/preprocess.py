@@ -9,26 +9,37 @@ first bits, then each partition is sorted alone and written out.
     index.json                 site, d, rows of each kind, files with their rows, mean norm, mean squared norm
     statistics.safetensors     `mean`, `variance` fp32 (d), of the training rows (Chan's merge)
 
-One process does it all in this version; partitions are independent, so the second pass can be spread later.
+Threads of one process do it, as many as there are cores and memory for: shards are unpacked and partitions sorted
+beside each other, but dealt and taken in their order, so that bits depend on no timing.
 """
 
+import collections
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
-from tasks.errors import InputError
+from tasks.errors import ArtifactError, InputError
+from tasks.threads import Threads, at_once
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import numpy as np
 
-PARTITION_BYTES = 128 << 20  # of one partition in memory while it is sorted; memory peaks at about three times this
+    from sae_core.statistics import Moments
+    from tasks.archive import OpenShard
+
+PARTITION_BYTES = 128 << 20  # of one partition, in memory while it is sorted
 MOST_PARTITIONS = 1024  # open files at once
 ARCHIVED_SHARE = 0.6  # an archive is at least this share of its activations (their entropy is 0.68)
+COPIES = 3  # of a shard or partition, in memory while it is worked on
 KINDS = ("train", "validation")
+RECORD = [("priority", "<u8"), ("validation", "?")]
 
 
 class PreprocessSpec(Spec):
@@ -54,22 +65,31 @@ class PreprocessSpec(Spec):
 
 def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]) -> Summary:
     """Shuffles and splits; raises InputError when there is nothing to train or to validate on."""
-    from tasks.archive import read_description
+    from tasks.archive import CHUNK_BYTES, read_description
 
     capture = read_description(archives[0], "capture.json")
     site = spec.site or capture["sites"][0]
-    tables = {kind: _Table(out.path, kind, spec.rows_per_group) for kind in KINDS}
-    partitions = _Partitions(out.scratch, _partition_count(archives))
-    d = _deal(spec, out, site, archives, partitions)
-    for number, (priorities, validation, activations) in enumerate(partitions.read(d)):
-        import numpy as np
-
-        order = np.argsort(priorities, kind="stable")
-        for kind, wanted in zip(KINDS, (~validation[order], validation[order]), strict=True):
-            tables[kind].add(activations[order[wanted]])
-        out.report(len(archives) + number + 1, len(archives) + partitions.count, "passes")
-    for table in tables.values():
-        table.close()
+    expected = sum(archive.manifest.size for archive in archives) / ARCHIVED_SHARE
+    partitions = _Partitions(out.scratch, _partition_count(expected))
+    passes = len(archives) + partitions.count
+    d = done = 0
+    with contextlib.ExitStack() as opened, at_once(2 * CHUNK_BYTES * COPIES) as unpacking:
+        for dealt in unpacking.in_order(lambda chunk: chunk.deal(partitions), _chunks(spec, site, archives, opened)):
+            d = dealt.shard.d
+            partitions.add(dealt)
+            if dealt.last:
+                dealt.shard.close()
+                done += 1
+                out.report(done, passes, "passes")
+    with at_once(expected / partitions.count * COPIES) as sorting:
+        tables = {kind: _Table(out.path, kind, spec.rows_per_group, sorting) for kind in KINDS}
+        for found in sorting.in_order(lambda i: partitions.take(i, d), range(partitions.count)):
+            for table, activations in zip(tables.values(), found, strict=True):
+                table.add(activations)
+            done += 1
+            out.report(done, passes, "passes")
+        for table in tables.values():
+            table.close()
     counts = {kind: table.rows for kind, table in tables.items()}
     if not all(counts.values()):
         raise InputError(
@@ -82,35 +102,58 @@ def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]
 PREPROCESS = Stage("preprocess", version=1, spec=PreprocessSpec, run=preprocess)
 
 
-def _deal(
-    spec: PreprocessSpec, out: Workspace, site: str, archives: list[Artifact], partitions: "_Partitions"
-) -> int:
-    """First pass: every token into its partition. Returns the width d."""
-    import numpy as np
-    import torch
+class _Dealt(NamedTuple):
+    """A chunk's tokens by partition: bytes of (priority, validation?) and of activations, to be appended."""
 
-    from tasks.archive import read_shard
+    shard: "OpenShard"
+    keys: list[bytes]
+    rows: list[bytes]
+    last: bool  # of its shard
+
+
+class _Chunk(NamedTuple):
+    """A part of a shard that is read and dealt at once; `records` are those of the whole shard."""
+
+    shard: "OpenShard"
+    records: "np.ndarray"
+    number: int
+
+    def deal(self, partitions: "_Partitions") -> _Dealt:
+        """First pass: what goes into which partition."""
+        begin, activations = self.shard.read(self.number)
+        records = self.records[begin : begin + len(activations)]
+        parts = partitions.parts(records["priority"])
+        keys, rows = ([array[chosen].tobytes() for chosen in parts] for array in (records, activations))
+        last = self.number == self.shard.chunks - 1
+        if last and begin + len(records) != len(self.records):
+            raise ArtifactError(f"An archive has {begin + len(records)} activations for {len(self.records)} tokens.")
+        return _Dealt(self.shard, keys, rows, last)
+
+
+def _chunks(
+    spec: PreprocessSpec, site: str, archives: list[Artifact], opened: contextlib.ExitStack
+) -> Iterator[_Chunk]:
+    """All chunks of all shards, in order; each shard is open until whoever takes them closes it."""
+    import numpy as np
+
+    from tasks.archive import OpenShard
     from tasks.split import is_validation, shuffle_key
 
-    d = 0
-    for number, archive in enumerate(archives):
-        shard = read_shard(archive, site)
-        d = shard["activations"].shape[1]
-        lengths = np.diff(shard["row_offsets"].numpy())
-        row_ids = np.repeat(shard["row_ids"].numpy(), lengths)
-        positions = np.arange(len(row_ids)) - np.repeat(shard["row_offsets"].numpy()[:-1], lengths)
-        priorities = shuffle_key(row_ids, positions, spec.seed)
-        validation = is_validation(row_ids, spec.validation_fraction, spec.seed)
-        partitions.add(priorities, validation, shard["activations"].view(torch.uint16).numpy())
-        out.report(number + 1, len(archives) + partitions.count, "passes")
-    return d
+    for archive in archives:
+        shard = opened.enter_context(OpenShard(archive, site))
+        lengths = np.diff(shard.rows["row_offsets"])
+        row_ids = np.repeat(shard.rows["row_ids"], lengths)
+        positions = np.arange(len(row_ids)) - np.repeat(shard.rows["row_offsets"][:-1], lengths)
+        records = np.empty(len(row_ids), RECORD)
+        records["priority"] = shuffle_key(row_ids, positions, spec.seed)
+        records["validation"] = is_validation(row_ids, spec.validation_fraction, spec.seed)
+        yield from (_Chunk(shard, records, number) for number in range(shard.chunks))
 
 
-def _partition_count(archives: list[Artifact]) -> int:
+def _partition_count(expected_bytes: float) -> int:
     """Enough partitions for one to fit in memory; the result does not depend on it."""
-    expected = sum(archive.manifest.size for archive in archives) / ARCHIVED_SHARE
     count = 1
-    while expected / count > PARTITION_BYTES and count < MOST_PARTITIONS:
+    while expected_bytes / count > PARTITION_BYTES and count < MOST_PARTITIONS:
         count *= 2
     return count
 
@@ -122,49 +165,53 @@ class _Partitions:
         self.count = count
         self._paths = [(folder / f"{i}.keys", folder / f"{i}.rows") for i in range(count)]
 
-    def add(self, priorities: "np.ndarray", validation: "np.ndarray", activations: "np.ndarray") -> None:
+    def parts(self, priorities: "np.ndarray") -> "list[np.ndarray]":
+        """The places of each partition's tokens, in their order."""
         import numpy as np
 
         bits = self.count.bit_length() - 1
         owner = priorities >> np.uint64(64 - bits) if bits else np.zeros(len(priorities), np.uint64)
         order = np.argsort(owner, kind="stable")
         ends = np.searchsorted(owner[order], np.arange(self.count, dtype=np.uint64), side="right")
-        begin = 0
-        for (keys, rows), end in zip(self._paths, ends, strict=True):
-            chosen = order[begin:end]
-            begin = int(end)
-            record = np.empty(len(chosen), [("priority", "<u8"), ("validation", "?")])
-            record["priority"], record["validation"] = priorities[chosen], validation[chosen]
-            with keys.open("ab") as file:
-                file.write(record.tobytes())
-            with rows.open("ab") as file:
-                file.write(activations[chosen].tobytes())
+        return np.split(order, ends[:-1])
 
-    def read(self, d: int) -> Iterator[tuple["np.ndarray", "np.ndarray", "np.ndarray"]]:
-        """(priorities, validation?, activations as uint16 (rows, d)) of each partition in the order of priorities."""
+    def add(self, dealt: _Dealt) -> None:
+        """Appends a shard; shards come in their order, which decides between tokens of equal priority."""
+        for (keys, rows), record, activations in zip(self._paths, dealt.keys, dealt.rows, strict=True):
+            with keys.open("ab") as file:
+                file.write(record)
+            with rows.open("ab") as file:
+                file.write(activations)
+
+    def take(self, number: int, d: int) -> "tuple[np.ndarray, np.ndarray]":
+        """One partition's activations in the order of priorities, as uint16 (rows, d): of training, of validation."""
         import numpy as np
 
-        for keys, rows in self._paths:
-            record = np.fromfile(keys, [("priority", "<u8"), ("validation", "?")])
-            activations = np.fromfile(rows, np.uint16).reshape(len(record), d)
-            keys.unlink()
-            rows.unlink()
-            yield record["priority"], record["validation"], activations
+        keys, rows = self._paths[number]
+        if not keys.exists():
+            return np.empty((0, d), np.uint16), np.empty((0, d), np.uint16)
+        record = np.fromfile(keys, RECORD)
+        activations = np.fromfile(rows, np.uint16).reshape(len(record), d)
+        keys.unlink()
+        rows.unlink()
+        order = np.argsort(record["priority"], kind="stable")
+        validation = record["validation"][order]
+        return activations[order[~validation]], activations[order[validation]]
 
 
 class _Table:
-    """Writes rows into files of a fixed number of rows; the last one holds the rest."""
+    """Writes rows into files of a fixed number of rows; the last one holds the rest. Threads write and measure."""
 
-    def __init__(self, folder: Path, kind: str, rows_per_group: int) -> None:
-        from sae_core.statistics import Moments
-
+    def __init__(self, folder: Path, kind: str, rows_per_group: int, threads: Threads) -> None:
         self.rows = 0
         self.groups: list[dict[str, Any]] = []
         self.moments: Moments | None = None
         self.norm_sum = self.squared_norm_sum = 0.0
         self._folder, self._kind, self._size = folder, kind, rows_per_group
+        self._threads = threads
         self._waiting: list[np.ndarray] = []
         self._waiting_rows = 0
+        self._written: collections.deque[Future[list[_Block]]] = collections.deque()
 
     def add(self, activations: "np.ndarray") -> None:
         """Takes the next rows, uint16 views of bf16 (rows, d)."""
@@ -177,29 +224,53 @@ class _Table:
                 self._write()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is left, and waits for all that is being written."""
         if self._waiting_rows:
             self._write()
+        while self._written:
+            self._merge()
 
     def _write(self) -> None:
-        import numpy as np
-        import torch
-        from safetensors.torch import save_file
-
-        from sae_core.statistics import Moments
-
-        x_BD = torch.from_numpy(np.concatenate(self._waiting)).view(torch.bfloat16)
         name = f"{self._kind}-{len(self.groups):05}.safetensors"
-        save_file({"activations": x_BD}, self._folder / name)
-        for block_BD in x_BD.split(8192):  # statistics in blocks that lie the same however the rows arrived
-            found = Moments.of(block_BD)
-            self.moments = found if self.moments is None else self.moments.merge(found)
-            norms_B = block_BD.double().norm(dim=1)
-            self.norm_sum += float(norms_B.sum())
-            self.squared_norm_sum += float(norms_B.square().sum())
-        self.groups.append({"name": name, "rows": len(x_BD)})
-        self.rows += len(x_BD)
+        self.groups.append({"name": name, "rows": self._waiting_rows})
+        self.rows += self._waiting_rows
+        self._written.append(self._threads.submit(_write_group, self._folder / name, self._waiting))
         self._waiting, self._waiting_rows = [], 0
+        while len(self._written) > self._threads.count:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Takes the figures of the oldest file; in their order, whichever was ready first."""
+        for block in self._written.popleft().result():
+            self.moments = block.moments if self.moments is None else self.moments.merge(block.moments)
+            self.norm_sum += block.norm_sum
+            self.squared_norm_sum += block.squared_norm_sum
+
+
+class _Block(NamedTuple):
+    """Figures of some consecutive rows."""
+
+    moments: "Moments"
+    norm_sum: float
+    squared_norm_sum: float
+
+
+def _write_group(path: Path, parts: "list[np.ndarray]") -> list[_Block]:
+    """Writes one file of rows; its figures in blocks that lie the same however the rows arrived."""
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    from sae_core.statistics import Moments
+
+    x_BD = torch.from_numpy(np.concatenate(parts)).view(torch.bfloat16)
+    save_file({"activations": x_BD}, path)
+    found = []
+    for block_BD in x_BD.split(8192):
+        block_BD = block_BD.double()
+        norms_B = block_BD.norm(dim=1)
+        found.append(_Block(Moments.of(block_BD), float(norms_B.sum()), float(norms_B.square().sum())))
+    return found
 
 
 def _describe(
