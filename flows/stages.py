@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 
 from flows.events import Event, Stopped, ask_to_stop, publish, stopping
+from flows.limit import Limit
 from flows.page import Progress, show_built
 from flows.preflight import needed_first
 from tasks.artifacts import Artifact, Built, Spec, Stage, Store
@@ -125,8 +126,11 @@ class PrefectDo:
         tell = functools.partial(Event, stage=stage.name, shard=shard, of=of)
         shown = self._progress.setdefault(stage.name, Progress(stage.name, of))
 
+        limit = Limit(stage.name, self._runtime.stage_hours)
+
         def report(done: float, total: float, unit: str) -> None:
             self._require_no_failure()
+            limit.require()
             publish(tell("progress", done=done, total=total, unit=unit))
             shown.report(shard, done, total)
 
@@ -137,7 +141,8 @@ class PrefectDo:
         publish(tell("started"))
         try:
             self._require_no_failure()
-            built = self._build(stage, spec, report, log, inputs)
+            with limit:
+                built = self._build(stage, spec, report, log, inputs)
         except BaseException as raised:
             error = self._note(stage.name, shard, raised)
             publish(tell("failed", message=str(error) or type(error).__name__))
