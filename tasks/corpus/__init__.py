@@ -25,9 +25,10 @@ from pydantic import Field, model_validator
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
 from tasks.corpus.hub import is_dataset, read_dataset
 from tasks.corpus.sources import Piece, Refused, Source, Text, Unit, find_files, pin_sources, read_source, split
-from tasks.corpus.stdlib_text import stdlib_documents, stdlib_fingerprint
+from tasks.corpus.stdlib_text import LICENCE, stdlib_documents, stdlib_fingerprint
 from tasks.errors import InputError, SpecError
 from tasks.folders import home_expanded
+from tasks.licence import licence_in, licence_on_hub
 from tasks.model.files import hub_commit
 from tasks.outside import trust_notice
 from tasks.settings import Settings, settings
@@ -165,7 +166,17 @@ def make_corpus(spec: CorpusSpec, out: Workspace) -> Summary:
         "bytes": writer.bytes,
         "files": len(sources),
         **{reason: counts[reason] for reason in REASONS},
+        "licence": _licence(spec),
     }
+
+
+def _licence(spec: CorpusSpec) -> str:
+    if spec.path is None:
+        return LICENCE
+    if is_dataset(spec.path):
+        return licence_on_hub(spec.path, hub_commit(spec.path, spec.revision, "dataset"), "dataset")
+    path = home_expanded(Path(spec.path), "corpus.path")
+    return licence_in(path if path.is_dir() else path.parent)
 
 
 CORPUS = Stage("corpus", version=1, spec=CorpusSpec, run=make_corpus, pin=pin_corpus)

@@ -24,6 +24,7 @@ from pathlib import Path
 from tasks.corpus.sentences import split_sentences
 from tasks.errors import InputError
 
+LICENCE = "PSF-2.0"  # of CPython, its documentation included
 # Tests, installed packages, and packages whose text is grammar tables or menus.
 SKIPPED_FOLDERS = frozenset(
     "__pycache__ test tests site-packages dist-packages idlelib lib2to3 lib-dynload ensurepip pydoc_data "

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
-from tasks.corpus.stdlib_text import stdlib_documents, stdlib_fingerprint
+from tasks.corpus.stdlib_text import LICENCE, stdlib_documents, stdlib_fingerprint
 from tasks.errors import ArtifactError, InputError
 from tasks.folders import home_expanded
+from tasks.licence import licence_in, licence_on_hub
 from tasks.model.files import (
     ModelShape,
     check_folder,
@@ -95,13 +96,14 @@ def make_model(spec: ModelSpec, out: Workspace) -> Summary:
             f"The demo's model needs {summary['validation_bits_per_byte']:.3f} bits per byte of held-out text, "
             f"a bigram of the same text {summary['bigram_bits_per_byte']:.3f}."
         )
-        return {"source": "trained here", **summary}
+        return {"source": "trained here", **summary, "licence": LICENCE}
     if is_local(spec.path):
         folder = home_expanded(Path(spec.path), "model.path").absolute()
-        source, revision = str(folder), None
+        source, revision, licence = str(folder), None, licence_in(folder)
     else:
         source, revision = spec.path, hub_commit(spec.path, spec.revision)
         folder = hub_snapshot(source, revision, spec.revision or "main")
+        licence = licence_on_hub(source, revision, "model")
     names = check_folder(folder)
     files, trusted = pin_files(folder, names, settings().cache)
     if trusted:
@@ -111,6 +113,7 @@ def make_model(spec: ModelSpec, out: Workspace) -> Summary:
     return {
         "source": source,
         "revision": revision,
+        "licence": licence,
         "layers": shape.n_layers,
         "d_model": shape.d_model,
         "vocabulary": shape.vocabulary,
