@@ -147,7 +147,7 @@ def verify(store: StoreUrl = None) -> None:
 
     from tasks.artifacts.maintenance import damaged
 
-    place, console = _open(store), Console()
+    place, console = _open(store, own=True), Console()
     count = bad = 0
     for name, faults in track(damaged(place), "verifying", console=console, disable=not console.is_terminal):
         count += 1
@@ -168,7 +168,7 @@ def gc(
     from flows.show import tell_unreadable
     from tasks.artifacts.maintenance import collect, garbage
 
-    place, console = _open(store), Console()
+    place, console = _open(store, own=True), Console()
     found = garbage(place, tell_unreadable(console))
     for entry in found:
         console.print(f"{entry.path}  [dim]{entry.why}[/]", soft_wrap=True)
@@ -262,13 +262,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _open(url: str | None) -> Any:
-    """A store that is there: what only looks must not take a mistyped name for an empty store."""
-    from tasks.artifacts import open_store
+def _open(url: str | None, own: bool = False) -> Any:
+    """A store that is there: what only looks must not take a mistyped name for a new one. `own`: without its base."""
+    from tasks.artifacts.store import open_store, own_store
     from tasks.errors import StoreError
     from tasks.settings import settings
 
-    store = open_store(url or settings().store)
+    store = (own_store if own else open_store)(url or settings().store)
     if not store.files.exists():
         raise StoreError(f"There is no store at {store.url}; check --store (the first saeflow run makes one).")
     return store

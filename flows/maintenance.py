@@ -10,9 +10,10 @@ from prefect.artifacts import create_table_artifact
 
 from flows.form import titled
 from flows.notices import NOTICES
-from tasks.artifacts import Store, open_store
+from tasks.artifacts import Store
 from tasks.artifacts.lease import end_if_abandoned
 from tasks.artifacts.maintenance import collect, damaged, garbage
+from tasks.artifacts.store import own_store
 from tasks.cluster.jobs import job_client, unfinished_jobs
 from tasks.errors import ArtifactError, StoreError
 from tasks.settings import settings
@@ -32,7 +33,7 @@ def maintenance(
         ray_dashboard: Jobs API of a Ray cluster, whose forgotten jobs are to be stopped; empty: SAEFLOW_RAY_DASHBOARD.
     """
     now = settings()
-    place = open_store(store or now.store)
+    place = own_store(store or now.store)  # a shared one below it is its owners' business
     if not place.files.exists():
         raise StoreError(f"There is no store at {place.url}; check the parameter store, or SAEFLOW_STORE.")
     dashboard = ray_dashboard or now.ray_dashboard

@@ -3,6 +3,7 @@
 Nothing here is ever hashed into a key. Secrets stay `SecretStr`: they print as stars and enter no file.
 
     SAEFLOW_STORE      where artifacts live: a folder or s3://bucket/prefix    (default ./saeflow-store)
+    SAEFLOW_BASE_STORE a shared store that is only read: what it holds is Cached, what is made lies in the other
     SAEFLOW_CACHE      small state and downloaded copies                       (default ~/.cache/saeflow)
     SAEFLOW_SCRATCH    temporary files of running stages, as large as a shard  (default <cache>/scratch)
     SAEFLOW_WANDB      online, offline or disabled                             (default WANDB_MODE, else offline)
@@ -25,8 +26,10 @@ from tasks.errors import InputError
 from tasks.folders import home_expanded
 
 # Addresses that are printed, and kept in manifests or by Prefect
-ADDRESSES = ("SAEFLOW_STORE", "SAEFLOW_RAY_DASHBOARD", "ANTHROPIC_BASE_URL", "PREFECT_API_URL", "AWS_ENDPOINT_URL",
-             "AWS_ENDPOINT_URL_S3")  # fmt: skip
+ADDRESSES = (
+    "SAEFLOW_STORE", "SAEFLOW_BASE_STORE", "SAEFLOW_RAY_DASHBOARD", "ANTHROPIC_BASE_URL", "PREFECT_API_URL",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
+)  # fmt: skip
 WandbMode = Literal["online", "offline", "disabled"]
 
 
@@ -36,6 +39,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str
+    base_store: str | None
     cache: Path
     scratch: Path
     wandb: WandbMode
@@ -65,6 +69,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
     key, notify = given.get("ANTHROPIC_API_KEY"), given.get("SAEFLOW_NOTIFY_URL")
     return Settings(
         store=given.get("SAEFLOW_STORE", "saeflow-store"),
+        base_store=given.get("SAEFLOW_BASE_STORE"),
         cache=cache,
         scratch=home_expanded(Path(given.get("SAEFLOW_SCRATCH", cache / "scratch")), "SAEFLOW_SCRATCH"),
         wandb=cast(WandbMode, wandb),

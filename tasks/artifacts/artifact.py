@@ -56,7 +56,7 @@ class Artifact:
     @property
     def location(self) -> str:
         """Where its data files lie, for people and links."""
-        return f"{self.store_url}/{self._folder}"
+        return self._store.files.place(self._folder)
 
     def url(self, name: str) -> str:
         """A link to one of its data files, for a browser."""

@@ -60,6 +60,9 @@ class Files(Protocol):
     def local(self, path: str) -> Path | None:
         """The local path of a stored file where there is one, else None."""
 
+    def place(self, path: str) -> str:
+        """Where a stored file or folder lies, for people and links."""
+
     def free_bytes(self) -> int | None:
         """Bytes that can still be stored; None where the store does not say."""
 
@@ -126,6 +129,9 @@ class LocalFiles:
 
     def local(self, path: str) -> Path | None:
         return self.root / path
+
+    def place(self, path: str) -> str:
+        return f"{self.url}/{path}"
 
     def free_bytes(self) -> int | None:
         return shutil.disk_usage(nearest_existing(self.root)).free
@@ -229,6 +235,9 @@ class RemoteFiles:
 
     def local(self, path: str) -> Path | None:
         return None
+
+    def place(self, path: str) -> str:
+        return f"{self.url}/{path}"
 
     def free_bytes(self) -> int | None:
         return None

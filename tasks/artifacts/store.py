@@ -12,16 +12,22 @@ from collections.abc import Callable, Iterator
 
 from tasks.artifacts.files import Files, open_files
 from tasks.artifacts.manifest import InputReference, Manifest, read_manifest
+from tasks.artifacts.overlay import Overlay
 from tasks.errors import ArtifactError, StoreError
+from tasks.settings import settings
 
 Unreadable = Callable[[str, str, ArtifactError], None]  # is told of a manifest that cannot be read: stage, key, why
 
 
 class Store:
-    """Artifacts below one URL. Cheap to make; `open_store` keeps one per process and URL."""
+    """Artifacts below one URL, over those of a shared store where there is one (tasks/artifacts/overlay.py).
 
-    def __init__(self, url: str) -> None:
-        self.files: Files = open_files(url)
+    Cheap to make; `open_store` keeps one per process and URL.
+    """
+
+    def __init__(self, url: str, base: str | None = None) -> None:
+        own = open_files(url)
+        self.files: Files = own if base is None else Overlay(own, open_files(base))
         self.url = self.files.url
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
@@ -98,7 +104,12 @@ class Store:
 
 @functools.lru_cache(maxsize=16)
 def open_store(url: str) -> Store:
-    """The store at a URL, one per process."""
+    """The store at a URL, one per process, over the shared one of SAEFLOW_BASE_STORE if there is one."""
+    return Store(url, settings().base_store)
+
+
+def own_store(url: str) -> Store:
+    """The store at a URL without a shared one below it: for what looks after a store."""
     return Store(url)
 
 
