@@ -106,7 +106,7 @@ CAPTURE = Stage("capture", version=1, spec=CaptureSpec, run=capture_shard)
 
 def _workers(cluster: "Cluster", spec: CaptureSpec, out: Workspace, model: Artifact) -> Any:
     """The actors that hold this model: on a GPU each where there are some, or where the runtime asks for them."""
-    from tasks.capture.worker import CaptureWorker
+    from tasks.capture.worker import CaptureWorker, last_layer
 
     runtime = out.runtime
     device = ("cuda" if cluster.gpus else "cpu") if runtime.device == "auto" else runtime.device
@@ -115,7 +115,8 @@ def _workers(cluster: "Cluster", spec: CaptureSpec, out: Workspace, model: Artif
     count = runtime.capture_workers
     if device == "cuda" and cluster.gpus:
         count = min(count, cluster.gpus)  # one that waits for a GPU would hold its shard up for ever
-    name = f"capture {model.location} {spec.dtype}"  # the same model in another store is read from there
+    # the same model in another store is read from there; layers after the last site are not loaded
+    name = f"capture {model.location} {spec.dtype} to layer {last_layer(spec.sites)}"
     arguments = (model, spec.sites, spec.dtype, device, runtime.capture_threads)
     return cluster.actors(
         name, CaptureWorker, *arguments, count=count, cpus=runtime.capture_threads, gpus=int(device == "cuda")

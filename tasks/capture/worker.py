@@ -61,7 +61,7 @@ class CaptureWorker:
         for site in sites:  # before the weights are read, which may take minutes
             Site.parse(site).check(shape.n_layers)
         self.tokenizer = load_tokenizer(model)
-        self.model = load_model(model, device, dtype)
+        self.model = load_model(model, device, dtype, layers=last_layer(sites) + 1)
         self.device, self.d, self.context = device, shape.d_model, shape.context
 
     def capture(self, spec: "ShardSpec", corpus: Artifact) -> Iterator[Any]:
@@ -97,6 +97,13 @@ class CaptureWorker:
                     totals[number].add(x_TD, site)
                     yield from _pieces(number, batch.rows, [len(stored[row]) for row in batch.rows], x_TD.cpu())
         yield {site: total.values() for site, total in zip(spec.sites, totals, strict=True)}
+
+
+def last_layer(sites: Sequence[str]) -> int:
+    """The deepest layer that any of the sites needs."""
+    from sae_core.hooks import Site
+
+    return max(Site.parse(site).layer for site in sites)
 
 
 def _read(path: Path, spec: "ShardSpec") -> tuple["np.ndarray", list[str]]:

@@ -176,19 +176,26 @@ def model_folder(model: Artifact) -> Path:
 
 
 def load_model(
-    model: Artifact, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto"
+    model: Artifact, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto", layers: int | None = None
 ) -> PreTrainedModel:
     """The model in evaluation mode on a device; dtype "auto" keeps the files' own.
 
+    With `layers`, its first so many alone (and the head): what they compute is the same, and the others' weights are
+    neither read nor kept. A text model inside a multimodal one is loaded whole.
+
     Raises ArtifactError when files changed since they were pinned, InputError when they are no causal language model.
     """
-    loader = _from_transformers("AutoModelForCausalLM")
+    loader, configs = _from_transformers("AutoModelForCausalLM"), _from_transformers("AutoConfig")
     folder = model_folder(model)
     try:
         with no_progress_bars():
+            config = configs.from_pretrained(folder, local_files_only=True)
+            if layers is not None and hasattr(config, "num_hidden_layers"):
+                config.num_hidden_layers = min(layers, config.num_hidden_layers)
             loaded, report = loader.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+                folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{model.summary['source']} cannot be loaded as a causal language model: {_first_line(error)} "

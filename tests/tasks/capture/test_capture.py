@@ -23,7 +23,7 @@ from sae_core.errors import SiteError
 from sae_core.statistics import Moments
 from tasks.artifacts import Artifact, Spec, Stage, Store, Workspace, open_store
 from tasks.capture import CAPTURE, KINDS, CaptureSpec, ShardSpec
-from tasks.capture.worker import CaptureWorker
+from tasks.capture.worker import CaptureWorker, last_layer
 from tasks.cluster import Cluster
 from tasks.errors import InputError
 from tasks.prompts import batches
@@ -219,6 +219,19 @@ def test_a_tokenizer_without_bos_is_an_error_with_a_way_out(store: Store, corpus
     assert rows.bos_token_id is None and len(rows.ids) == len(TEXTS)
 
 
+def test_only_the_layers_that_are_asked_for_are_loaded(model: Artifact, corpus: Artifact) -> None:
+    threads = torch.get_num_threads()
+    whole = CaptureWorker(model, ("mlp_in.0", "resid_post.2"), "auto", "cpu", threads)
+    short = CaptureWorker(model, ("mlp_in.0",), "auto", "cpu", threads)
+    assert [worker.model.config.num_hidden_layers for worker in (whole, short)] == [3, 1]
+    weights = [sum(p.numel() for p in worker.model.parameters()) for worker in (whole, short)]
+    assert weights[1] < weights[0] * 0.7
+    spec = WHOLE.model_copy(update={"sites": ("mlp_in.0",)})
+    for one, other in zip(whole.capture(spec, corpus), short.capture(spec, corpus), strict=True):
+        if hasattr(one, "activations"):
+            assert (one.activations == other.activations).all()
+
+
 def test_a_layer_that_does_not_exist_is_told_before_the_weights_are_read(
     ray_cluster: Cluster, store: Store, corpus: Artifact
 ) -> None:
@@ -237,7 +250,7 @@ def test_a_killed_actor_is_replaced_and_the_shard_is_the_same(
     import ray
 
     undisturbed = shard()
-    pool = ray_cluster._pools[f"capture {model.location} auto"]
+    pool = ray_cluster._pools[f"capture {model.location} auto to layer {last_layer(SITES)}"]
     killed = []
 
     def kill_once(done: float, total: float, unit: str) -> None:
