@@ -20,7 +20,8 @@ TEXT_RATE = 5e6  # bytes/s that one process cuts into rows
 FORWARD_SHARE = 0.4  # of the GPUs' bf16 peak in a forward pass over short rows: usual for inference without a cache
 WRITE_RATE = 0.5e9  # bytes/s from the capture actors into the store, through one process
 PACK_RATE = {"size": 60e6, "speed": 100e6}  # bytes/s of one thread, with checksums and reading back: measured
-SHUFFLE_RATE = 70e6  # bytes/s of one site in one process, unpacking included: measured
+SHUFFLE_RATE = 70e6  # bytes/s of one site on one core, unpacking included: measured
+CORES = 8  # beside each GPU, at least: what clouds rent with one
 MATMUL_SHARE, BANDWIDTH_SHARE = 0.75, 0.7  # of the peaks in a training step: measured on one H200, in bf16
 WEIGHT_TRAFFIC = 42  # bytes per weight and step: the weight, its two moments and its gradient, read and written
 GATHER_TRAFFIC = 6  # bytes per element of a decoder row: decoding, and the gradients of both matrices, in bf16
@@ -49,7 +50,7 @@ def sizing(config: PipelineConfig, needs: Estimate, on: Hardware) -> list[Cost]:
         _corpus(needs),
         capture,
         _archive(config, needs, capture),
-        _preprocess(needs),
+        _preprocess(needs, on),
         _train(config, needs, shape, on),
         _evaluate(config, shape, on),
         _examples(config, needs, shape, on),
@@ -70,6 +71,8 @@ def _capture(config: PipelineConfig, needs: Estimate, shape: ModelShape, on: Har
     how = f"2 x {quantity(weights)} weights of {layers} layers x {quantity(tokens)} tokens at {quantity(speed)}FLOP/s"
     if writing > computing:
         how = f"{quantity(stored)}B at {quantity(WRITE_RATE)}B/s; the model itself takes {clock_text(computing)}"
+    if 2 * weights > on.gpu.memory:
+        how += f"; {quantity(2 * weights)}B of bf16 weights do not fit one GPU of {quantity(on.gpu.memory)}B"
     seconds = max(computing, writing)
     return Cost("capture", seconds, seconds * on.gpus, stored, how)
 
@@ -82,9 +85,11 @@ def _archive(config: PipelineConfig, needs: Estimate, capture: Cost) -> Cost:
     return Cost("archive", after, 0, needs.archived_bytes or 0, how)
 
 
-def _preprocess(needs: Estimate) -> Cost:
-    stored = needs.shuffled_bytes or 0
-    return Cost("preprocess", stored / SHUFFLE_RATE, 0, stored, f"{quantity(stored)}B at {quantity(SHUFFLE_RATE)}B/s")
+def _preprocess(needs: Estimate, on: Hardware) -> Cost:
+    """Threads on all cores of the machine, until the one process that writes is what limits it."""
+    stored, cores = needs.shuffled_bytes or 0, CORES * on.gpus
+    rate = min(SHUFFLE_RATE * cores, WRITE_RATE)
+    return Cost("preprocess", stored / rate, 0, stored, f"{quantity(stored)}B at {quantity(rate)}B/s on {cores} cores")
 
 
 def _train(config: PipelineConfig, needs: Estimate, shape: ModelShape, on: Hardware) -> Cost:
