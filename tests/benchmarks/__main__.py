@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.benchmarks import loader, peers, ranks, train_step
+from tests.benchmarks import loader, peers, ranks, shuffle, train_step
 
-MODULES = (train_step, ranks, loader, peers)
+MODULES = (train_step, ranks, loader, shuffle, peers)
 
 
 def main() -> None:
