@@ -22,6 +22,7 @@ from prefect.context import TaskRunContext
 
 from flows.live import clock_text
 from tasks.artifacts import Artifact, Built
+from tasks.settings import settings
 
 SHOW_EVERY_SECONDS = 5.0  # each time is a request: few are enough for a page that polls
 POINTS = 300  # of a curve: more than the picture has room for
@@ -125,7 +126,11 @@ def leave_links(title: str, artifacts: dict[str, Artifact], ray: str | None = No
             lines += [f"| {stage} | {name} | {value} |" for name, value in artifacts[stage].summary.items()]
     lines += [""] + [f"- `{stage}`: {artifact.location}" for stage, artifact in artifacts.items()]
     if wandb is not None and "train" in artifacts:
-        lines.append(f"- wandb ({wandb}): project saeflow, run `{artifacts['train'].key[:16]}`")
+        run = artifacts["train"].key[:16]
+        lines.append(f"- wandb ({wandb}): project saeflow, run `{run}`")
+        if wandb == "offline":
+            folders = f"{settings().cache}/wandb/wandb/offline-run-*-{run}"
+            lines.append(f"  - to upload it: `wandb sync --id {run} {folders}`")
     if ray is not None:
         job = f"train-{artifacts['train'].key[:16]}" if "train" in artifacts else ""
         lines.append(f"- Ray's jobs: [{ray}]({ray}/#/jobs) {quote(job)}")
