@@ -3,10 +3,11 @@
     python -m flows.deploy        writes deployments/prefect.yaml anew from the presets (a test compares)
 
 The file is what is deployed: `prefect deploy --all --prefect-file deployments/prefect.yaml` does the same, without the
-pool and the automations.
+pool, the form's titles and the automations.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import subprocess
@@ -60,7 +61,22 @@ def send(pool: str = POOL, kind: str = "process") -> None:
 
     make_pool(pool, kind)
     prefect("deploy", "--all", "--prefect-file", str(_with_pool(pool)))
+    _title_forms()
     recovery.ship(recovery.restart_deployment())
+
+
+def _title_forms() -> None:
+    """`prefect deploy` reads a form from the function's signature, which has no titles: they come after it."""
+    from prefect import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    with get_client(sync_client=True) as client:
+        for entry in content()["deployments"]:
+            module, name = entry["entrypoint"].rsplit(".", 1)
+            flow = getattr(importlib.import_module(module), name)
+            found = client.read_deployment_by_name(f"{flow.name}/{entry['name']}")
+            schema = flow.parameters.model_dump_for_openapi()
+            client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
 def make_pool(pool: str, kind: str) -> None:

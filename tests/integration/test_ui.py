@@ -85,6 +85,23 @@ def test_a_run_in_another_terminal_appears_there(beside: str, calm: tuple[Path, 
     assert {artifact["key"] for artifact in artifacts} >= {"report", "figures"}
 
 
+def test_a_training_leaves_its_curves_on_the_page_of_its_run(
+    beside: str, calm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    done = run(str(calm[0]), tmp_path / "again.json", "--set", "train.k=5", "--set", "name=curves")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = next(entry for entry in flow_runs(beside) if entry["name"].startswith("curves "))
+    query = {"flow_runs": {"id": {"any_": [found["id"]]}}, "limit": 100}
+    artifacts = {
+        artifact["key"]: artifact
+        for artifact in httpx.post(f"{beside}/api/artifacts/filter", json=query).raise_for_status().json()
+    }
+    assert set(artifacts) >= {"train-fvu", "train-l0", "train-dead", "train-summary", "report", "figures"}
+    assert artifacts["train-fvu"]["type"] == "image"
+    assert artifacts["train-fvu"]["data"].startswith("data:image/svg+xml;base64,")
+    assert "wandb sync --id" in artifacts["figures"]["data"]
+
+
 @pytest.mark.browser
 def test_the_form_is_readable_and_quick_run_runs(beside: str, browser_page: Any, tmp_path: Path) -> None:
     page = browser_page
@@ -94,6 +111,8 @@ def test_the_form_is_readable_and_quick_run_runs(beside: str, browser_page: Any,
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_text("Custom run").click()
     page.get_by_text("The language model to look into").first.wait_for(timeout=30_000)
+    for title in ("1. Language model", "6. Sparse autoencoder", "How it is run"):
+        assert page.get_by_text(title).count(), f"the form has no group {title}"
     page.screenshot(path=str(tmp_path / "form.png"), full_page=True)
     page.goto(f"{beside}/deployments")
     page.get_by_text("demo", exact=True).first.click()
