@@ -122,8 +122,11 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
+    mark = os.environ.pop("SAEFLOW_RUN", None)  # of a guard that protects this process: it would end the browser too
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        if mark is not None:
+            os.environ["SAEFLOW_RUN"] = mark
         yield browser
         browser.close()
 
