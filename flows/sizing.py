@@ -21,6 +21,7 @@ FORWARD_SHARE = 0.4  # of the GPUs' bf16 peak in a forward pass over short rows:
 WRITE_RATE = 0.5e9  # bytes/s from the capture actors into the store, through one process
 PACK_RATE = {"size": 60e6, "speed": 100e6}  # bytes/s of one thread, with checksums and reading back: measured
 SHUFFLE_RATE = 70e6  # bytes/s of one site on one core, unpacking included: measured
+SHUFFLE_MOST = 250e6  # bytes/s of what stays with one thread (checksums, appending): from one and two threads, measured
 CORES = 8  # beside each GPU, at least: what clouds rent with one
 MATMUL_SHARE, BANDWIDTH_SHARE = 0.75, 0.7  # of the peaks in a training step: measured on one H200, in bf16
 WEIGHT_TRAFFIC = 42  # bytes per weight and step: the weight, its two moments and its gradient, read and written
@@ -86,9 +87,9 @@ def _archive(config: PipelineConfig, needs: Estimate, capture: Cost) -> Cost:
 
 
 def _preprocess(needs: Estimate, on: Hardware) -> Cost:
-    """Threads on all cores of the machine, until the one process that writes is what limits it."""
+    """Threads on all cores of the machine, until what one thread does alone is what limits it."""
     stored, cores = needs.shuffled_bytes or 0, CORES * on.gpus
-    rate = min(SHUFFLE_RATE * cores, WRITE_RATE)
+    rate = min(SHUFFLE_RATE * cores, SHUFFLE_MOST)
     return Cost("preprocess", stored / rate, 0, stored, f"{quantity(stored)}B at {quantity(rate)}B/s on {cores} cores")
 
 
