@@ -7,12 +7,11 @@ import time
 
 from rich.console import Console
 
-from flows.server import find_server, prepare_environment, require_server
+from flows.server import TAG, find_server, prepare_environment, require_server
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
 
 WAIT_SECONDS = 180.0  # a worker looks every few seconds; the run then stops its job and puts its work away
-TAG = "saeflow"  # of our deployments, and so of their runs
 
 
 def cancel_run(wanted: str | None) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from tasks.artifacts import Manifest, Store
-from tasks.artifacts.maintenance import inputs_of
 
 Pair = tuple[Any, Any]  # of the first and of the second; None: it has none
 
@@ -24,7 +23,7 @@ class Difference(NamedTuple):
 def compare(store: Store, first: Manifest, second: Manifest) -> Iterator[Difference]:
     """One entry per stage that either was made from, from the text on; of shards the first."""
     one, other = _lineage(store, first), _lineage(store, second)
-    for stage in reversed(list(one | other)):
+    for stage in one | other:
         a, b = one.get(stage), other.get(stage)
         yield Difference(
             stage,
@@ -35,14 +34,19 @@ def compare(store: Store, first: Manifest, second: Manifest) -> Iterator[Differe
 
 
 def _lineage(store: Store, manifest: Manifest) -> dict[str, Manifest]:
-    """All that an artifact was made from, by stage, itself first and the text last."""
+    """All that an artifact was made from, by stage, the text first and itself last."""
     found: dict[str, Manifest] = {}
-    ahead = [manifest]
-    while ahead:
-        now = ahead.pop(0)
-        found.pop(now.stage, None)  # whatever is read by several stages comes after all of them
+
+    def visit(now: Manifest) -> None:
+        for value in now.inputs.values():
+            references = value if isinstance(value, list) else [value]
+            if references and references[0].stage not in found:
+                earlier = store.attempt(references[0])
+                if earlier is not None:
+                    visit(earlier)
         found[now.stage] = now
-        ahead += [inputs[0] for inputs in inputs_of(store, now).values() if inputs and isinstance(inputs[0], Manifest)]
+
+    visit(manifest)
     return found
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flows.config import PipelineConfig, load_preset, presets
 from flows.dag import STAGES
-from flows.server import find_server, prepare_environment
+from flows.server import TAG, find_server, prepare_environment
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
 
@@ -140,7 +140,7 @@ def _entry(name: str, entrypoint: str, description: str, config: PipelineConfig 
         "name": name,
         "entrypoint": entrypoint,
         "description": description,
-        "tags": ["saeflow"],
+        "tags": [TAG],
         "parameters": {} if config is None else config.model_dump(mode="json", exclude_unset=True),
         "work_pool": {"name": POOL, "work_queue_name": "gpu" if wants_gpu else "cpu"},
     }

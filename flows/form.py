@@ -33,7 +33,6 @@ TITLES = {
     "verify": "Verify",
     "remove": "Remove",
     "ray_dashboard": "Ray dashboard URL",
-    "flow_run_id": "Run",
 }
 
 

@@ -8,7 +8,6 @@ import contextlib
 import threading
 import time
 from typing import Any
-from urllib.parse import quote
 
 from prefect.artifacts import (
     create_image_artifact,
@@ -114,24 +113,22 @@ def training_curves(train: Artifact) -> dict[str, str]:
 
 
 def leave_links(title: str, artifacts: dict[str, Artifact], ray: str | None = None, wandb: str | None = None) -> None:
-    """What is wanted of a run that is done, on one page: its report, its figures, and where else it can be seen."""
-    if "report" in artifacts:
-        create_link_artifact(
-            artifacts["report"].url("report.html"), link_text="report.html", key="report",
-            description="The page at the end of the run",
-        )  # fmt: skip
+    """What is wanted of a run that made its report, on one page: that, its figures, and where else it can be seen."""
+    create_link_artifact(
+        artifacts["report"].url("report.html"), link_text="report.html", key="report",
+        description="The page at the end of the run",
+    )  # fmt: skip
     lines = [f"## {title}", "", "| stage | figure | value |", "|---|---|---|"]
     for stage in ("model", "train", "evaluate", "label", "score"):
         if stage in artifacts:
             lines += [f"| {stage} | {name} | {value} |" for name, value in artifacts[stage].summary.items()]
     lines += [""] + [f"- `{stage}`: {artifact.location}" for stage, artifact in artifacts.items()]
-    if wandb is not None and "train" in artifacts:
-        run = artifacts["train"].key[:16]
+    run = artifacts["train"].key[:16]
+    if wandb is not None:
         lines.append(f"- wandb ({wandb}): project saeflow, run `{run}`")
         if wandb == "offline":
             folders = f"{settings().cache}/wandb/wandb/offline-run-*-{run}"
             lines.append(f"  - to upload it: `wandb sync --id {run} {folders}`")
     if ray is not None:
-        job = f"train-{artifacts['train'].key[:16]}" if "train" in artifacts else ""
-        lines.append(f"- Ray's jobs: [{ray}]({ray}/#/jobs) {quote(job)}")
+        lines.append(f"- Ray: [its jobs]({ray}/#/jobs), the training's is `train-{run}`")
     create_markdown_artifact("\n".join(lines), key="figures", description="What came out")

@@ -21,8 +21,8 @@ from prefect.logging import get_run_logger
 from prefect.states import Scheduled
 
 from flows.notices import tell
+from flows.server import TAG
 
-TAG = "saeflow"  # of the deployments whose runs are looked after
 RESTARTS = 3
 RESTARTING = "Restarting"  # the state's name, by which restarts are counted
 HEARTBEAT_SECONDS = 30  # Prefect takes no less

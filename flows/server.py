@@ -22,6 +22,7 @@ from tasks.artifacts.lease import is_dead, this_process
 from tasks.errors import ClusterError
 from tasks.settings import Settings
 
+TAG = "saeflow"  # of our deployments, and so of their runs
 SLOW_SECONDS = 8.0  # a server that is busy may still be the one that was meant
 
 ENVIRONMENT = {

@@ -15,6 +15,7 @@ The artifact's digest is that of the plain tar: builds of zlib and isal differ i
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ARCHIVE_FILE = "shard.tar.gz"
 CHUNK_BYTES = 16 << 20  # of one byte plane: bounds memory, and is what a reader must unpack to get at one row
+NPY_HEADER = 128  # bytes before the values of an .npy file
 ROWS = ("row_ids", "row_offsets", "token_ids")  # the same for every site of a shard
 
 
@@ -84,11 +86,11 @@ ARCHIVE = Stage("archive", version=1, spec=ArchiveSpec, run=archive_shard)
 class OpenShard:
     """One site of an archived shard, verified, to be read by the chunk; from several threads if one likes.
 
-    with OpenShard(archive, site) as shard:
-        for chunk in range(shard.chunks): begin, x_TD = shard.read(chunk)
+        with OpenShard(archive, site) as shard:
+            for chunk in range(shard.chunks): begin, bits_TD = shard.read(chunk)
 
     `rows` are `token_ids` int32 (T), `row_offsets` int64 (rows + 1), `row_ids` int64 (rows). Raises ArtifactError when
-    the archive is damaged or does not hold the site.
+    the archive is damaged, does not hold the site, or has not as many activations as tokens.
     """
 
     def __init__(self, archive: Artifact, site: str) -> None:
@@ -101,12 +103,26 @@ class OpenShard:
         self._members = {member["name"]: member for member in index["members"]}
         names = (name for name in self._members if name.startswith(f"{site}/") and name.endswith(".high.npy"))
         self._names = sorted(name.removesuffix(".high.npy") for name in names)
-        self._open = contextlib.ExitStack()
-        path = self._open.enter_context(archive.local(ARCHIVE_FILE))  # size and sha256 are verified here
-        self._file = self._open.enter_context(path.open("rb"))
-        self.rows = {name: _member(self._file, self._members[f"rows/{name}.npy"]) for name in ROWS}
-        self.d = int(json.loads(_unpack(self._file, self._members[f"{site}/shape.json"]))["d"])
         self.chunks = len(self._names)
+        with contextlib.ExitStack() as opened:
+            path = opened.enter_context(archive.local(ARCHIVE_FILE))  # size and sha256 are verified here
+            self._file = opened.enter_context(path.open("rb"))
+            self.rows = {name: _member(self._file, self._members[f"rows/{name}.npy"]) for name in ROWS}
+            self.d = int(json.loads(_unpack(self._file, self._members[f"{site}/shape.json"]))["d"])
+            self._begins = self._places(archive)
+            self._open = opened.pop_all()  # from here on `close` ends it
+
+    def _places(self, archive: Artifact) -> list[int]:
+        """The first token of each chunk, from the sizes of their files."""
+        sizes = [self._members[f"{name}.high.npy"]["size"] - NPY_HEADER for name in self._names]
+        *begins, found = itertools.accumulate((size // self.d for size in sizes), initial=0)
+        tokens = len(self.rows["token_ids"])
+        if found != tokens:
+            raise ArtifactError(
+                f"The archive {archive.key[:12]} has {found} activations for {tokens} tokens; make it again with "
+                "--force archive."
+            )
+        return begins
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +131,9 @@ class OpenShard:
         self.close()
 
     def close(self) -> None:
-        """Ends reading; a downloaded copy goes, and so do the rows."""
+        """Ends reading; a downloaded copy goes, and what was kept of it in memory."""
         self._open.close()
-        self.rows = {}
+        self.rows, self._members = {}, {}
 
     def read(self, chunk: int) -> "tuple[int, np.ndarray]":
         """(first token, activations as uint16 views of bf16 (tokens, d)) of one chunk."""
@@ -127,7 +143,7 @@ class OpenShard:
         high, low = (_member(self._file, self._members[f"{name}.{plane}.npy"]) for plane in ("high", "low"))
         bits = np.empty((len(high), self.d, 2), np.uint8)  # little-endian bf16: the low byte comes first
         bits[:, :, 1], bits[:, :, 0] = high, low
-        return chunk * max(1, CHUNK_BYTES // self.d), bits.reshape(len(bits), 2 * self.d).view("<u2")
+        return self._begins[chunk], bits.reshape(len(bits), 2 * self.d).view("<u2")
 
 
 def read_shard(archive: Artifact, site: str) -> "dict[str, torch.Tensor]":

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from tasks.artifacts import Artifact, Spec, Stage, Summary, Workspace
-from tasks.errors import ArtifactError, InputError
+from tasks.errors import InputError
 from tasks.threads import Threads, at_once
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from tasks.archive import OpenShard
 
 PARTITION_BYTES = 128 << 20  # of one partition, in memory while it is sorted
-MOST_PARTITIONS = 1024  # open files at once
+MOST_PARTITIONS = 1024  # files that each chunk is dealt to
 ARCHIVED_SHARE = 0.6  # an archive is at least this share of its activations (their entropy is 0.68)
-COPIES = 3  # of a shard or partition, in memory while it is worked on
+COPIES = 3  # of a chunk or partition, in memory while it is worked on
 KINDS = ("train", "validation")
 RECORD = [("priority", "<u8"), ("validation", "?")]
 
@@ -124,10 +124,7 @@ class _Chunk(NamedTuple):
         records = self.records[begin : begin + len(activations)]
         parts = partitions.parts(records["priority"])
         keys, rows = ([array[chosen].tobytes() for chosen in parts] for array in (records, activations))
-        last = self.number == self.shard.chunks - 1
-        if last and begin + len(records) != len(self.records):
-            raise ArtifactError(f"An archive has {begin + len(records)} activations for {len(self.records)} tokens.")
-        return _Dealt(self.shard, keys, rows, last)
+        return _Dealt(self.shard, keys, rows, last=self.number == self.shard.chunks - 1)
 
 
 def _chunks(
@@ -141,6 +138,9 @@ def _chunks(
 
     for archive in archives:
         shard = opened.enter_context(OpenShard(archive, site))
+        if not shard.chunks:
+            shard.close()
+            continue
         lengths = np.diff(shard.rows["row_offsets"])
         row_ids = np.repeat(shard.rows["row_ids"], lengths)
         positions = np.arange(len(row_ids)) - np.repeat(shard.rows["row_offsets"][:-1], lengths)
@@ -176,7 +176,7 @@ class _Partitions:
         return np.split(order, ends[:-1])
 
     def add(self, dealt: _Dealt) -> None:
-        """Appends a shard; shards come in their order, which decides between tokens of equal priority."""
+        """Appends a chunk; chunks come in their order, which decides between tokens of equal priority."""
         for (keys, rows), record, activations in zip(self._paths, dealt.keys, dealt.rows, strict=True):
             with keys.open("ab") as file:
                 file.write(record)

@@ -65,11 +65,6 @@ class Runtime(BaseModel):
         24.0, gt=0, title="Longest wait for a batch", description="Hours to wait for Claude's answers.",
         json_schema_extra={"position": 11},
     )
-    stage_hours: float | None = Field(
-        None, gt=0, title="Longest time of a stage",
-        description="Hours after which a stage (of shards, each) fails, its progress kept; empty: no limit.",
-        json_schema_extra={"position": 15},
-    )
     wandb: Literal["online", "offline", "disabled"] | None = Field(
         None, title="wandb", description="Where the training's view goes (history.parquet is always written); empty: "
         "what SAEFLOW_WANDB or WANDB_MODE says, or offline.",
@@ -84,6 +79,11 @@ class Runtime(BaseModel):
         None, ge=1, title="Tokens to plan for",
         description="For the plan alone: tokens of a corpus whose size cannot be told before it is read.",
         json_schema_extra={"position": 14},
+    )
+    stage_hours: float | None = Field(
+        None, gt=0, title="Longest time of a stage",
+        description="Hours after which a stage (of shards, each) fails, its progress kept; empty: no limit.",
+        json_schema_extra={"position": 15},
     )
 
     @model_validator(mode="after")

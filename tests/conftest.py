@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from tests.servers import swift as swift_server
 from tests.servers.fault_proxy import FaultProxy
+from tests.servers.waiting import unavailable
 
 SHARED = Path(__file__).parents[2] / "shared"  # data beside the repository; tests that use it skip without it
 FOREIGN = ("AWS_", "ANTHROPIC_", "HF_", "HUGGING", "PREFECT_", "RAY_", "SAEFLOW_", "WANDB_", "XDG_")
@@ -92,7 +93,7 @@ def swift() -> Iterator[swift_server.Swift]:
     """A real S3 server on loopback, started once per session."""
     reason = swift_server.missing()
     if reason:
-        _unavailable(reason, "SAEFLOW_REQUIRE_S3")
+        unavailable(reason, "SAEFLOW_REQUIRE_S3")
     with swift_server.running_swift() as server:
         yield server
 
@@ -118,7 +119,7 @@ def chromium():
     """A headless Chromium, started once per session."""
     path = next((found for found in map(shutil.which, CHROMIUM) if found), None)
     if path is None:
-        _unavailable("no Chromium is installed (Debian, Ubuntu: apt-get install chromium)", "SAEFLOW_REQUIRE_BROWSER")
+        unavailable("no Chromium is installed (Debian, Ubuntu: apt-get install chromium)", "SAEFLOW_REQUIRE_BROWSER")
     from playwright.sync_api import sync_playwright
 
     arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"]
@@ -150,13 +151,6 @@ def browser_page(chromium):
     yield page
     page.close()
     assert not faults, faults
-
-
-def _unavailable(reason: str, variable: str) -> None:
-    """Skips with the reason, or fails where `variable` says that the part must be there."""
-    if os.environ.get(variable) == "1":
-        pytest.fail(f"{reason} ({variable}=1 demands it)")
-    pytest.skip(reason)
 
 
 def _forget_stores() -> None:

@@ -1,6 +1,6 @@
-"""preprocess on archived shards: its time against reading the same archives and writing their rows once, unshuffled,
+"""preprocess on archived shards, against one thread that reads them and writes their rows once, unshuffled.
 
-by one thread. A shuffle on disk writes and reads everything once more; threads make up for it where there are cores.
+A shuffle on disk writes and reads everything once more; threads make up for it where there are cores.
 """
 
 import tempfile

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_ui import eventually, free_port
+from tests.servers.waiting import eventually, free_port, unavailable
 
 COMPOSE = Path(__file__).parents[2] / "infra" / "compose"
 WRAPPER = """\
@@ -45,9 +45,7 @@ class Proxy:
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     if shutil.which("nginx") is None or shutil.which("openssl") is None:
         reason = "nginx or openssl is not installed (Debian, Ubuntu: apt-get install nginx openssl)"
-        if os.environ.get("SAEFLOW_REQUIRE_SERVERS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        unavailable(reason, "SAEFLOW_REQUIRE_SERVERS")
     from tasks import cluster, guard
     from tasks.runtime import Runtime
 

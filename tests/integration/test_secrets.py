@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from tests.integration.commands import TINY, command, nothing_is_left
-from tests.integration.test_ui import eventually, free_port
 from tests.servers.message_batches import MessageBatches
 from tests.servers.swift import Swift
+from tests.servers.waiting import eventually, free_port
 from tests.servers.webhook import Webhook
 
 CANARIES = {
@@ -59,10 +59,8 @@ def found_in(folder: Path, secrets: dict[str, bytes]) -> set[str]:
 
 
 def test_no_secret_is_written_or_printed(prefect: str, s3_url: str, swift: Swift, tmp_path: Path) -> None:
-    outputs, ray = (
-        tmp_path / "outputs",
-        Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")),
-    )  # its sockets need a short name
+    outputs = tmp_path / "outputs"
+    ray = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # its sockets need a short name
     outputs.mkdir()
     with MessageBatches({"key": CANARIES["ANTHROPIC_API_KEY"]}) as claude, Webhook() as hook:
         secrets = CANARIES | {"AWS_SECRET_ACCESS_KEY": swift.secret, "SAEFLOW_NOTIFY_URL": hook.url}
@@ -72,15 +70,8 @@ def test_no_secret_is_written_or_printed(prefect: str, s3_url: str, swift: Swift
             "HOME": str(outputs / "home"), "XDG_CACHE_HOME": str(outputs / "home" / "cache"),
         }  # fmt: skip
         (outputs / "home").mkdir()
-        small = [
-            "--set",
-            "claude_latents=12",
-            "--set",
-            "label.model=claude-haiku-5-5",
-            "--set",
-            "score.model=claude-haiku-5-5",
-        ]
-        small += ["--set", "runtime.budget_dollars=5"]
+        small = ("claude_latents=12", "label.model=claude-haiku-5-5", "score.model=claude-haiku-5-5")
+        sets = [word for value in (*small, "runtime.budget_dollars=5") for word in ("--set", value)]
         bytes_of = {name: secret.encode() for name, secret in secrets.items()} | {"webhook": b"secret-canary"}
         seen: set[str] = set()
         logs: set[Path] = set()
@@ -95,7 +86,7 @@ def test_no_secret_is_written_or_printed(prefect: str, s3_url: str, swift: Swift
         watching.start()
         try:
             with (outputs / "printed.txt").open("wb") as out:
-                run = command("run", TINY, "--store", s3_url, "--json", str(outputs / "run.json"), *small)
+                run = command("run", TINY, "--store", s3_url, "--json", str(outputs / "run.json"), *sets)
                 done = subprocess.run(
                     run, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=outputs
                 )

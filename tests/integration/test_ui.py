@@ -3,10 +3,8 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,7 @@ import httpx
 import pytest
 
 from tests.integration.commands import command, nothing_is_left, run
-
-START_SECONDS = 240
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(what: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
-    until = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(httpx.HTTPError):
-            found = what()
-            if found:
-                return found
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.5)
+from tests.servers.waiting import eventually, free_port
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,19 @@
 """A real PostgreSQL on loopback for one test, from the distribution's own package; it refuses root: we lend it a user.
 
-with running_postgres() as url:      "postgresql+asyncpg://saeflow@127.0.0.1:PORT/prefect"
+    with running_postgres() as url:      "postgresql+asyncpg://saeflow@127.0.0.1:PORT/prefect"
 """
 
 import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.servers.waiting import free_port
 
 START_SECONDS = 60.0
 
@@ -42,33 +43,11 @@ def running_postgres() -> Iterator[str]:
     if os.geteuid() == 0:
         os.chown(folder, 65534, 65534)  # nobody
         become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     try:
-        initialise = [
-            str(programs / "initdb"),
-            "-D",
-            f"{folder}/data",
-            "-U",
-            "saeflow",
-            "--auth=trust",
-            "-N",
-            "-E",
-            "UTF8",
-        ]
+        initialise = f"{programs}/initdb -D {folder}/data -U saeflow --auth=trust -N -E UTF8".split()
         subprocess.run([*become, *initialise], check=True, capture_output=True, cwd="/")
-        serve = [
-            str(programs / "postgres"),
-            "-D",
-            f"{folder}/data",
-            "-p",
-            str(port),
-            "-k",
-            str(folder),
-            "-h",
-            "127.0.0.1",
-        ]
+        serve = f"{programs}/postgres -D {folder}/data -p {port} -k {folder} -h 127.0.0.1".split()
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen([*become, *serve], stdout=log, stderr=log, cwd="/", start_new_session=True)
         try:

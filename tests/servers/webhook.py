@@ -1,6 +1,6 @@
 """An endpoint for notices, as Slack or a chat robot has one: keeps every JSON that is posted to it.
 
-with Webhook() as hook: os.environ["SAEFLOW_NOTIFY_URL"] = hook.url; ...; hook.received
+    with Webhook() as hook: os.environ["SAEFLOW_NOTIFY_URL"] = hook.url; ...; hook.received
 """
 
 import json

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tasks import archive
-from tasks.archive import ARCHIVE, ArchiveSpec, read_description, read_shard
+from tasks.archive import ARCHIVE, ArchiveSpec, OpenShard, read_description, read_shard
 from tasks.artifacts import Artifact, Spec, Stage, Store, Summary, Workspace
 from tasks.errors import ArtifactError
 
@@ -72,6 +72,28 @@ def test_every_bit_comes_back(lengths: list[int], d: int, codec: str, tmp_path_f
             assert before.keys() == after.keys()
             assert all(same(before[name], after[name]) for name in before)
     assert read_description(archived, "statistics.json") == {"count": 1}
+
+
+def test_chunks_are_found_where_they_were_put_whatever_their_size_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = packed(tmp_path / "whole", FakeCaptureSpec())[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "CHUNK_BYTES", 12)
+        parted = packed(tmp_path / "parted", FakeCaptureSpec())[1]
+    assert same(read_shard(whole, SITES[0])["activations"], read_shard(parted, SITES[0])["activations"])
+    with OpenShard(parted, SITES[0]) as shard:
+        assert [shard.read(chunk)[0] for chunk in range(shard.chunks)] == [0, 2, 4, 6, 8]
+
+
+def test_activations_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, archived = packed(tmp_path, FakeCaptureSpec())
+    index = archived.json("index.json")
+    for member in index["members"]:
+        member["size"] -= 6 * member["name"].endswith(".high.npy")
+    monkeypatch.setattr(Artifact, "json", lambda *_: index)
+    with pytest.raises(ArtifactError, match=r"has 8 activations for 9 tokens; make it again with --force archive"):
+        OpenShard(archived, SITES[0])
 
 
 def test_plain_tar_opens_it_and_the_recipe_of_the_docstring_works(tmp_path: Path) -> None:
