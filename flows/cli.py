@@ -162,14 +162,22 @@ def verify(store: StoreUrl = None) -> None:
 @app.command()
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Really remove; without it nothing is touched.")] = False,
+    retain: Annotated[
+        list[str] | None,
+        typer.Option("--retain", metavar="STAGE=DAYS", help="Also let go what this stage made, where for so many days "
+                     "nothing was made from it; it is made again when it is wanted. May be repeated."),
+    ] = None,
     store: StoreUrl = None,
 ) -> None:
     """List (with --yes: remove) what no artifact needs: superseded and abandoned attempts, stale progress."""
+    from flows.dag import STAGES, SWEEP_STAGES
     from flows.show import tell_unreadable
     from tasks.artifacts.maintenance import collect, garbage
+    from tasks.artifacts.retention import expired, parse_rules
 
+    rules = parse_rules(retain or [], STAGES | SWEEP_STAGES)
     place, console = _open(store, own=True), Console()
-    found = garbage(place, tell_unreadable(console))
+    found = garbage(place, tell_unreadable(console)) + expired(place, rules, tell_unreadable(console))
     for entry in found:
         console.print(f"{entry.path}  [dim]{entry.why}[/]", soft_wrap=True)
     if not found:
@@ -179,6 +187,17 @@ def gc(
         console.print(f"{len(found)} removed.")
     else:
         console.print(f"{len(found)} could be removed; run it with --yes to do so.")
+
+
+@app.command()
+def migrate(store: StoreUrl = None) -> None:
+    """Bring a store that an older saeflow made to the format of this one; may be stopped and run again."""
+    from tasks.artifacts.format import FORMAT
+    from tasks.artifacts.migration import migrate as steps
+
+    place, console = _open(store, own=True), Console()
+    reached = list(steps(place))
+    console.print(f"{place.url} {'has now' if reached else 'has already'} format {FORMAT}.", soft_wrap=True)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flows.config import PipelineConfig, load_preset, presets
 from flows.dag import STAGES
-from flows.server import TAG, find_server, prepare_environment
+from flows.server import LOGGING, TAG, find_server, prepare_environment
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
 
@@ -105,7 +105,7 @@ def base_job_template(kind: str) -> dict[str, Any]:
     template = ProcessWorker.get_default_base_job_template()
     properties = template["variables"]["properties"]
     properties["stream_output"]["default"] = False  # with true a flow dies at its next log line when its worker is gone
-    properties["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    properties["env"]["default"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)} | LOGGING
     return template
 
 

@@ -32,6 +32,7 @@ TITLES = {
     "only": "Only this stage",
     "verify": "Verify",
     "remove": "Remove",
+    "retain": "Retention",
     "ray_dashboard": "Ray dashboard URL",
 }
 

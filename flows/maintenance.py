@@ -8,11 +8,13 @@ Its findings are tables on the run's page. A damaged artifact makes the run fail
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
+from flows.dag import STAGES, SWEEP_STAGES
 from flows.form import titled
 from flows.notices import NOTICES
 from tasks.artifacts import Store
 from tasks.artifacts.lease import end_if_abandoned
 from tasks.artifacts.maintenance import collect, damaged, garbage
+from tasks.artifacts.retention import expired, parse_rules
 from tasks.artifacts.store import own_store
 from tasks.cluster.jobs import job_client, unfinished_jobs
 from tasks.errors import ArtifactError, StoreError
@@ -22,7 +24,11 @@ from tasks.settings import settings
 @titled
 @flow(name="maintenance", persist_result=False, log_prints=False, **NOTICES)
 def maintenance(
-    store: str | None = None, verify: bool = True, remove: bool = False, ray_dashboard: str | None = None
+    store: str | None = None,
+    verify: bool = True,
+    remove: bool = False,
+    retain: list[str] | None = None,
+    ray_dashboard: str | None = None,
 ) -> None:
     """Verifies the store, lists (or removes) what nothing needs, and stops Ray jobs whose run is over.
 
@@ -30,8 +36,10 @@ def maintenance(
         store: Where artifacts live, a folder or s3://bucket/prefix; empty takes SAEFLOW_STORE.
         verify: Read every file and compare it with its manifest; takes as long as reading the whole store.
         remove: Remove what no artifact needs; otherwise it is only listed.
+        retain: Stages with days, such as archive=30: what they made goes too when nothing was made from it for so long.
         ray_dashboard: Jobs API of a Ray cluster, whose forgotten jobs are to be stopped; empty: SAEFLOW_RAY_DASHBOARD.
     """
+    rules = parse_rules(retain or [], STAGES | SWEEP_STAGES)
     now = settings()
     place = own_store(store or now.store)  # a shared one below it is its owners' business
     if not place.files.exists():
@@ -40,7 +48,11 @@ def maintenance(
     if dashboard is not None:
         stopped = stop_forgotten(place, dashboard)
         _table("jobs", "Ray jobs that were stopped, because no run waits for them", [{"job": job} for job in stopped])
-    found = garbage(place, lambda stage, key, error: get_run_logger().warning(f"{stage} {key[:12]}: {error}"))
+
+    def unreadable(stage: str, key: str, error: ArtifactError) -> None:
+        get_run_logger().warning(f"{stage} {key[:12]}: {error}")
+
+    found = garbage(place, unreadable) + expired(place, rules, unreadable)
     if remove:
         collect(place, found)
     done = "was removed" if remove else "could be removed"

@@ -25,7 +25,11 @@ from tasks.settings import Settings
 TAG = "saeflow"  # of our deployments, and so of their runs
 SLOW_SECONDS = 8.0  # a server that is busy may still be the one that was meant
 
-ENVIRONMENT = {
+LOGGING = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",  # what Ray's actors and jobs said too (tasks/cluster/logs.py)
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+ENVIRONMENT = LOGGING | {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the second UI calls an analytics host

@@ -1,5 +1,6 @@
 """Tables and trees of the command line: plan, status, lineage, presets, settings."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from flows.sizing import Cost, sizing
 from tasks.artifacts import InputReference, Manifest, Store
 from tasks.artifacts.lease import LEASE
 from tasks.artifacts.maintenance import inputs_of
-from tasks.artifacts.store import Unreadable, progress_folder
+from tasks.artifacts.store import Unreadable, key_folder, progress_folder
 from tasks.errors import ArtifactError
 from tasks.train import TrainSpec
 
@@ -104,6 +105,8 @@ def show_status(console: Console, store: Store) -> None:
         found = store.manifests(stage, lambda *fault: torn.append(fault))
         manifests = sorted(found, key=lambda manifest: str(manifest.made.get("started")))
         for key in set(store.keys(stage)) - {manifest.key for manifest in manifests} - {key for _, key, _ in torn}:
+            if all(re.fullmatch(r"attempts/[^/]+\.json", name) for name in store.files.names(key_folder(stage, key))):
+                continue  # let go by retention: only what it was is still there
             kept = [name for name in store.files.names(progress_folder(stage, key)) if name != LEASE]
             unfinished.append(f"{stage} {key[:12]}: {f'{len(kept)} files of progress' if kept else 'begun'}")
         if manifests:

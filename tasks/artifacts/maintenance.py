@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tasks.artifacts.artifact import Artifact
 from tasks.artifacts.lease import LEASE, is_dead_mark
 from tasks.artifacts.manifest import InputReference, Manifest
-from tasks.artifacts.store import Store, Unreadable, attempt_folder, key_folder, progress_folder
+from tasks.artifacts.store import Store, Unreadable, attempt_folder, key_folder, manifest_path, progress_folder
 from tasks.errors import ArtifactError, InputError
 
 
@@ -17,6 +17,7 @@ class Garbage:
 
     path: str  # relative to the store
     why: str
+    artifact: Manifest | None = None  # that is let go with it
 
 
 def find(store: Store, text: str, unreadable: Unreadable | None = None) -> Artifact:
@@ -132,10 +133,19 @@ def _attempts(store: Store, stage: str, key: str) -> Iterator[Manifest]:
 def collect(store: Store, found: list[Garbage]) -> None:
     """Removes garbage, an attempt together with its own files beside it."""
     for entry in found:
+        if entry.artifact is not None:
+            _let_go(store, entry.artifact)
         store.files.remove(entry.path)
-        if "/attempts/" in entry.path:
+        if "/attempts/" in entry.path and entry.artifact is None:
             store.files.remove(f"{entry.path}.json")
             store.files.remove(f"{entry.path}.owner")
+
+
+def _let_go(store: Store, manifest: Manifest) -> None:
+    """Takes the commit back, before any data goes; the attempt's own manifest stays, by which lineage names it."""
+    folder = attempt_folder(manifest.stage, manifest.key, manifest.attempt)
+    store.files.write(f"{folder}.json", manifest.to_json().encode())
+    store.files.remove(manifest_path(manifest.stage, manifest.key))
 
 
 def _named(stage: str, key: str) -> str:

@@ -1,5 +1,6 @@
 """A store of artifacts: which files make an artifact, and the one step that commits it.
 
+    <store>/store.json                                     the format of all that (tasks/artifacts/format.py)
     <store>/<stage>/<key>/manifest.json                    written last: the commit
     <store>/<stage>/<key>/attempts/<attempt>/...           data files, never overwritten
     <store>/<stage>/<key>/attempts/<attempt>.json          that attempt's own copy of its manifest
@@ -11,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from tasks.artifacts.files import Files, open_files
+from tasks.artifacts.format import FORMAT, format_of, require_readable, write_format
 from tasks.artifacts.manifest import InputReference, Manifest, read_manifest
 from tasks.artifacts.overlay import Overlay
 from tasks.errors import ArtifactError, StoreError
@@ -26,8 +28,9 @@ class Store:
     """
 
     def __init__(self, url: str, base: str | None = None) -> None:
-        own = open_files(url)
-        self.files: Files = own if base is None else Overlay(own, open_files(base))
+        self._layers = [open_files(place) for place in (url, base) if place is not None]
+        self.files: Files = self._layers[0] if base is None else Overlay(*self._layers)
+        self._readable = False  # once it is known that none of them is of a newer format
         self.url = self.files.url
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
@@ -56,6 +59,7 @@ class Store:
         The first commit of a key wins (where the store can create exclusively); a later one of the same key goes on
         with the winner. `replace` (from --force) repoints the key instead.
         """
+        self._mark()
         text = manifest.to_json().encode()
         self.files.write(f"{attempt_folder(manifest.stage, manifest.key, manifest.attempt)}.json", text)
         path = manifest_path(manifest.stage, manifest.key)
@@ -97,7 +101,17 @@ class Store:
         """Tries to write: a wrong key, a missing bucket, a dead endpoint or a read-only disk is said at once."""
         self.files.check()
 
+    def _mark(self) -> None:
+        """Gives a store that holds nothing yet the format of today."""
+        own = self._layers[0]
+        if not format_of(own) and next(Store(own.url).manifests(unreadable=lambda *_: None), None) is None:
+            write_format(own, FORMAT)
+
     def _read(self, path: str) -> Manifest | None:
+        if not self._readable:
+            for files in self._layers:
+                require_readable(files)
+            self._readable = True
         text = self.files.read(path)
         return None if text is None else read_manifest(text, f"{self.url}/{path}")
 

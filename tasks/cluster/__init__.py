@@ -51,8 +51,8 @@ class Cluster:
     """A Ray cluster this process is connected to; made by `attach_or_start` only.
 
     address: of Ray (GCS), host:port or ray://...; what a job's driver gets from Ray itself as RAY_ADDRESS.
-    dashboard: URL of the Jobs API. embedded: we started it. cpus, gpus: how many it has. python: the interpreter for
-    the entrypoint of jobs. folder: Ray's files, when we started it.
+    dashboard: URL of the Jobs API. embedded: we started it. cpus, gpus: how many it has. folder: Ray's files, when we
+    started it.
     """
 
     address: str
@@ -60,7 +60,6 @@ class Cluster:
     embedded: bool
     cpus: int
     gpus: int
-    python: str
     folder: Path | None = None
     _asked: str | None = None  # the runtime's ray_address
     _pools: dict[str, Pool] = field(default_factory=dict)
@@ -71,6 +70,21 @@ class Cluster:
         from tasks.cluster import jobs
 
         return jobs.job_client(self.dashboard)
+
+    @functools.cached_property
+    def python(self) -> str:
+        """The interpreter for the entrypoint of jobs: that of the cluster's head, where jobs begin.
+
+        `python` would be whichever the head's PATH has first.
+        """
+        if self.embedded:
+            return sys.executable
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        head = next((node for node in ray.nodes() if "node:__internal_head__" in node["Resources"]), None)
+        where = {} if head is None else {"scheduling_strategy": On(head["NodeID"], soft=True)}
+        return str(ray.get(ray.remote(num_cpus=0, **where)(_interpreter).remote()))
 
     def actors(
         self, name: str, factory: Callable[..., Any], *args: Any, count: int, cpus: int = 1, gpus: int = 0
@@ -153,7 +167,7 @@ def _start(runtime: Runtime) -> Cluster:
     address, dashboard = context.address_info["address"], f"http://{context.address_info['webui_url']}"
     # Where a job's supervisor looks for its own cluster; without it, it takes whichever it finds on the machine.
     (folder / "ray_current_cluster").write_text(address)
-    return Cluster(address, dashboard, True, *_resources(), sys.executable, folder, runtime.ray_address)
+    return Cluster(address, dashboard, True, *_resources(), folder, runtime.ray_address)
 
 
 def _attach(runtime: Runtime) -> Cluster:
@@ -171,8 +185,7 @@ def _attach(runtime: Runtime) -> Cluster:
             "asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; leave the address empty for a local Ray."
         ) from error
     dashboard = runtime.ray_dashboard or f"http://{context.dashboard_url}"
-    # A job's driver runs on the cluster, where our interpreter's path means nothing.
-    return Cluster(address, dashboard, False, *_resources(), "python", None, address)
+    return Cluster(address, dashboard, False, *_resources(), None, address)
 
 
 def reach(runtime: Runtime) -> None:
@@ -197,6 +210,10 @@ def reach(runtime: Runtime) -> None:
                 f"No Ray cluster answers at runtime.{name} {address!r} ({error}). Start one (`ray start --head`), "
                 "correct the address, or leave it empty for a local Ray."
             ) from error
+
+
+def _interpreter() -> str:
+    return sys.executable
 
 
 def _folder() -> Path:

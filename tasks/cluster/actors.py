@@ -5,12 +5,14 @@ stages after have the memory and the GPUs. One that dies is replaced and its pie
 times; an exception of the work itself is raised here as it was there.
 """
 
+import logging
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from tasks.cluster.logs import Kept, Line, tell
 from tasks.errors import ClusterError, SaeflowError
 
 Result = TypeVar("Result")
@@ -19,6 +21,8 @@ RETRIES = 2  # after the first attempt
 PLACE_SECONDS = 600.0  # a cluster that grows on demand needs minutes for a machine; loading a model is not counted
 IDLE_SECONDS = 20.0  # a model stays loaded for this long after the last work
 STREAM_AHEAD = 2  # items an actor may be ahead of its reader: bounds memory on both sides
+
+_log = logging.getLogger(__name__)
 
 
 class _NoPlace(Exception):
@@ -32,17 +36,22 @@ class _Host:
         """Answers once the actor has its place."""
 
     def start(self, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.log = Kept().install()
         self.held = factory(*args)
 
     def open(self, method: str, args: tuple[Any, ...]) -> None:
         """Begins a stream; one that was not read to its end is forgotten."""
         self.items = getattr(self.held, method)(*args)
 
-    def next(self) -> tuple[Any, ...]:
-        """The stream's next item, alone in a tuple, or () at its end."""
+    def next(self) -> tuple[list[Line], tuple[Any, ...]]:
+        """What was logged meanwhile, and the stream's next item, alone in a tuple, or () at its end."""
         for item in self.items:
-            return (item,)
-        return ()
+            return self.log.take(), (item,)
+        return self.log.take(), ()
+
+    def said(self) -> list[Line]:
+        """What was logged and not sent yet."""
+        return self.log.take()
 
 
 class Pool:
@@ -52,6 +61,7 @@ class Pool:
         self, name: str, factory: Callable[..., Any], args: tuple[Any, ...], count: int, resources: dict[str, Any]
     ) -> None:
         self.name = name
+        self._short = name.split()[0]  # what it is; the rest tells pools apart
         self._factory, self._args, self._resources, self._count = factory, args, resources, count
         self._idle: queue.LifoQueue[Any] = queue.LifoQueue()  # actors; None is a place whose actor must be started
         for _ in range(count):
@@ -68,7 +78,7 @@ class Pool:
         When the actor dies, `receive` is called anew with a fresh iterator, so it must start over. The actor stays at
         most `STREAM_AHEAD` items ahead of its reader.
         """
-        return self._with_actor(lambda actor: receive(_items(actor, method, args)))
+        return self._with_actor(lambda actor: receive(_items(f"{self._short} actor", actor, method, args)))
 
     def close(self) -> None:
         """Ends the actors, working or not."""
@@ -125,9 +135,10 @@ class Pool:
             except RayActorError as error:
                 self._discard(actor)
                 actor, deaths = None, deaths + 1
+                _log.warning("A %s actor died (%s).", self._short, _cause(error))
                 if deaths > RETRIES and not self.closed:
                     raise ClusterError(
-                        f"A {self.name} actor died {deaths} times over the same piece of work ({_cause(error)}). "
+                        f"A {self._short} actor died {deaths} times over the same piece of work ({_cause(error)}). "
                         "If it ran out of memory, use fewer or smaller workers (runtime.capture_workers)."
                     ) from error
             else:
@@ -174,12 +185,20 @@ class Pool:
             _kill(actor)
 
 
-def _items(actor: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
+def _items(who: str, actor: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
     """Plain calls, one per item, made ahead: Ray's own streaming cannot be used through a ray:// address."""
     opened = actor.open.remote(method, args)
     ahead = deque(actor.next.remote() for _ in range(STREAM_AHEAD))
     _get(opened)
-    while item := _get(ahead.popleft()):
+    while True:
+        try:
+            lines, item = _get(ahead.popleft())
+        except (SaeflowError, ValueError):  # of the work; the actor lives, and may have said why
+            tell(who, _get(actor.said.remote()))
+            raise
+        tell(who, lines)
+        if not item:
+            return
         ahead.append(actor.next.remote())
         yield item[0]
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.cluster.logs import Followed
 from tasks.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class Job:
         """
         try:
             self.submission_id = self._attach() or self._submit()
-            return self._wait(follow)
+            with Followed(self._client, self.submission_id):
+                return self._wait(follow)
         except BaseException:
             self.stop()
             raise

@@ -36,7 +36,8 @@ def _fit(url: str, files: Files, request: Request) -> None:
 
     from tasks.train.rank import train_rank
 
-    ray.init(address=request.ray_address, log_to_driver=False, logging_level="ERROR")
+    # What the workers print ends in the job's log, and so with whoever waits for the job.
+    ray.init(address=request.ray_address, log_to_driver=True, logging_level="ERROR")
     remote = getattr(files, "fs", None)
     TorchTrainer(
         train_rank,

@@ -39,10 +39,10 @@ def digests(json_file: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(store: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(store: str, log: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     """The command in a session of its own; whatever the test does, it does not outlive it."""
     with log.open("wb") as out:
-        arguments = command("run", TINY, "--store", store)
+        arguments = command("run", TINY, "--store", store, *more)
         process = subprocess.Popen(arguments, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             yield process

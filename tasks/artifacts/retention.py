@@ -1,0 +1,78 @@
+"""Retention: bulky artifacts whose last use is long ago are let go, and made again should anybody want them.
+
+    expired(store, {"archive": 30, "preprocess": 14})          # what saeflow gc --retain archive=30 lists
+
+The last use of an artifact is when it was made, or when anything was last made from it, directly or through others. So
+what led to a recent result is kept as a whole. An artifact that is let go leaves its attempt's own manifest, by which
+`lineage` and `diff` go on naming it; made again it has the same digest, and what follows from it stays Cached.
+"""
+
+import datetime
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from tasks.artifacts.maintenance import Garbage
+from tasks.artifacts.manifest import Manifest
+from tasks.artifacts.store import Store, Unreadable, attempt_folder
+from tasks.errors import ArtifactError, InputError
+
+
+def parse_rules(texts: Iterable[str], stages: Iterable[str]) -> dict[str, float]:
+    """Days by stage, from texts such as archive=30; InputError for what is none."""
+    known, rules = list(stages), dict[str, float]()
+    for text in texts:
+        stage, _, days = text.partition("=")
+        if stage not in known:
+            raise InputError(f"--retain {text!r} names no stage; write STAGE=DAYS, with one of: {', '.join(known)}.")
+        if not re.fullmatch(r"\d+(\.\d+)?", days) or float(days) < 1:
+            raise InputError(f"--retain {text!r} says no number of days; write STAGE=DAYS with at least 1 day.")
+        rules[stage] = float(days)
+    return rules
+
+
+def expired(
+    store: Store, rules: Mapping[str, float], unreadable: Unreadable | None = None, now: datetime.datetime | None = None
+) -> list[Garbage]:
+    """The artifacts whose last use is longer ago than their stage's days, those of the longest ago first.
+
+    Where any manifest cannot be read there are none: it may have been made from any of them. `now`: for tests.
+    """
+    torn: list[str] = []
+
+    def pass_over(stage: str, key: str, error: ArtifactError) -> None:
+        torn.append(key)
+        if unreadable is not None:
+            unreadable(stage, key, error)
+
+    now = now or datetime.datetime.now(datetime.UTC)
+    current = list(store.manifests(unreadable=pass_over)) if rules else []
+    used: dict[tuple[str, str, str], datetime.datetime] = {}
+    ahead = sorted(((_made(manifest), number) for number, manifest in enumerate(current)))
+    for when, number in reversed(ahead):  # the newest first, so that most of what it stands on is passed over later
+        standing_on = [current[number]]
+        while standing_on:
+            manifest = standing_on.pop()
+            name = (manifest.stage, manifest.key, manifest.attempt)
+            if name not in used:
+                used[name] = when
+                earlier = map(store.attempt, manifest.references())
+                standing_on += [found for found in earlier if found is not None]
+    found = []
+    for manifest in current:
+        name = (manifest.stage, manifest.key, manifest.attempt)
+        when, folder = used[name], attempt_folder(*name)
+        days = (now - when).total_seconds() / 86400
+        if not torn and days > rules.get(manifest.stage, math.inf):
+            why = f"last used {days:.0f} days ago, {manifest.size / 1e9:.3g} GB"
+            found.append((when, Garbage(folder, why, manifest)))
+    return [entry for _, entry in sorted(found, key=lambda pair: (pair[0], pair[1].path))]
+
+
+def _made(manifest: Manifest) -> datetime.datetime:
+    """When an artifact was made; one that does not say counts as made now."""
+    try:
+        started = datetime.datetime.fromisoformat(str(manifest.made["started"]))
+    except (KeyError, ValueError):
+        return datetime.datetime.now(datetime.UTC)
+    return started + datetime.timedelta(seconds=float(manifest.made.get("seconds", 0)))
