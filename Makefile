@@ -6,9 +6,10 @@ CORE := .venv/.core
 TESTS := .venv/.tests
 SWIFT := .venv-swift/.swift
 PEERS := .venv-peers/.peers
+AUDIT := .venv-audit/.audit
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench peers
+.PHONY: help install demo test check bench peers audit
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3.12] [ARGS='...']"
@@ -31,6 +32,9 @@ bench: $(TESTS)  ## speed against floors measured in the same run; ARGS for exam
 
 peers: $(PEERS)  ## other SAE libraries into .venv-peers: tests compare with them, `make bench` measures them
 
+audit: $(AUDIT)  ## known vulnerabilities of the pinned versions, from osv.dev; ARGS go to pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip --vulnerability-service osv --requirement constraints.txt $(ARGS)
+
 # A stamp is newer than what it was installed from, so a second run neither installs nor asks the network.
 $(CORE): pyproject.toml constraints.txt install.py
 	@$(PYTHON) install.py .venv constraints.txt -e .
@@ -47,6 +51,10 @@ swift:
 
 $(SWIFT): tests/servers/swift-constraints.txt install.py
 	@$(PYTHON) install.py .venv-swift tests/servers/swift-constraints.txt swift 'setuptools<80'
+	@touch $@
+
+$(AUDIT): constraints.txt install.py
+	@$(PYTHON) install.py .venv-audit constraints.txt pip-audit==2.10.1
 	@touch $@
 
 # dictionary-learning pulls a torchvision that many indexes build for another torch: transformers cannot be imported then.

@@ -49,10 +49,6 @@ class _Host:
             return self.log.take(), (item,)
         return self.log.take(), ()
 
-    def said(self) -> list[Line]:
-        """What was logged and not sent yet."""
-        return self.log.take()
-
 
 class Pool:
     """Up to `count` actors; any number of threads may ask at once and wait for an idle one."""
@@ -193,8 +189,8 @@ def _items(who: str, actor: Any, method: str, args: tuple[Any, ...]) -> Iterator
     while True:
         try:
             lines, item = _get(ahead.popleft())
-        except (SaeflowError, ValueError):  # of the work; the actor lives, and may have said why
-            tell(who, _get(actor.said.remote()))
+        except (SaeflowError, ValueError):  # of the work; what was logged before it comes with the stream's end
+            tell(who, _get(ahead.popleft())[0])
             raise
         tell(who, lines)
         if not item:

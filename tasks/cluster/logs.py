@@ -50,6 +50,7 @@ class Kept(logging.Handler):
         return self
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a record, if it is of interest."""
         if record.levelno >= logging.WARNING or record.name.partition(".")[0] in OWN:
             self._lines.append(Line(record.levelno, record.getMessage().strip()))
 
@@ -86,6 +87,7 @@ class Followed:
         self._thread.join(LAST_SECONDS)
 
     def _follow(self) -> None:
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # says that a log has ended
         while True:
             with contextlib.suppress(Exception):  # whatever became of the log: what counts is the job's status
                 asyncio.run(self._read())

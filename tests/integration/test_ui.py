@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,34 +82,65 @@ def test_a_training_leaves_its_curves_on_the_page_of_its_run(
     assert "wandb sync --id" in artifacts["figures"]["data"]
 
 
-@pytest.mark.browser
-def test_the_form_is_readable_and_quick_run_runs(beside: str, browser_page: Any, tmp_path: Path) -> None:
-    page = browser_page
+def press_run(page: Any, ui: str, how: str) -> None:
+    """Opens the demo's deployment and takes `how` from its Run button."""
     page.set_viewport_size({"width": 1400, "height": 1000})
-    page.goto(f"{beside}/deployments")
+    page.goto(f"{ui}/deployments")
     page.get_by_text("demo", exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
-    page.get_by_text("Custom run").click()
+    page.get_by_text(how).click()
+
+
+def new_run(ui: str, before: set[str]) -> Callable[[], dict[str, Any]]:
+    """What the server says of the one run that was not there before, now and later."""
+    found = eventually(lambda: [entry["id"] for entry in flow_runs(ui) if entry["id"] not in before])[0]
+    return lambda: httpx.get(f"{ui}/api/flow_runs/{found}").raise_for_status().json()
+
+
+def cancel(page: Any, ui: str, state: Callable[[], dict[str, Any]]) -> None:
+    """Cancels a run on its page and waits until that has happened."""
+    page.goto(f"{ui}/runs/flow-run/{state()['id']}")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name="Confirm", exact=True).click()
+    eventually(lambda: state()["state_type"] == "CANCELLED")
+
+
+@pytest.mark.browser
+def test_the_form_is_readable_and_what_is_changed_there_is_run(beside: str, browser_page: Any, tmp_path: Path) -> None:
+    page = browser_page
+    press_run(page, beside, "Custom run")
     page.get_by_text("The language model to look into").first.wait_for(timeout=30_000)
     for title in ("1. Language model", "6. Sparse autoencoder", "How it is run"):
         assert page.get_by_text(title).count(), f"the form has no group {title}"
     page.screenshot(path=str(tmp_path / "form.png"), full_page=True)
-    page.goto(f"{beside}/deployments")
-    page.get_by_text("demo", exact=True).first.click()
     before = {entry["id"] for entry in flow_runs(beside)}
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.get_by_text("Quick run").click()
-    new = eventually(lambda: [entry for entry in flow_runs(beside) if entry["id"] not in before])[0]
-
-    def state() -> dict[str, Any]:
-        return httpx.get(f"{beside}/api/flow_runs/{new['id']}").raise_for_status().json()
-
+    inputs = [field for field in page.locator("input, textarea").all() if field.input_value() == "demo"]
+    inputs[0].fill("called otherwise")
+    page.get_by_role("button", name="Submit", exact=True).click()
+    state = new_run(beside, before)
+    assert state()["parameters"]["name"] == "called otherwise"
     eventually(lambda: state()["state_type"] == "RUNNING")  # the worker has it; the whole demo would take minutes
+    assert eventually(lambda: state()["name"].startswith("called otherwise demo-model"))
+    cancel(page, beside, state)
+
+
+@pytest.mark.browser
+def test_a_quick_run_is_cancelled_and_retried(beside: str, browser_page: Any, tmp_path: Path) -> None:
+    page = browser_page
+    before = {entry["id"] for entry in flow_runs(beside)}
+    press_run(page, beside, "Quick run")
+    state = new_run(beside, before)
+    eventually(lambda: state()["state_type"] == "RUNNING")
     assert eventually(lambda: state()["name"].startswith("demo demo-model"))
-    page.goto(f"{beside}/runs/flow-run/{new['id']}")
-    page.get_by_role("button", name="Cancel", exact=True).click()
-    page.get_by_role("button", name="Confirm", exact=True).click()
-    eventually(lambda: state()["state_type"] == "CANCELLED")
+    cancel(page, beside, state)
+    page.reload()
+    page.get_by_role("button", name="Retry", exact=True).click()
+    page.get_by_text("Do you want to retry").or_(page.get_by_role("dialog")).first.wait_for(timeout=30_000)
+    page.screenshot(path=str(tmp_path / "retry.png"))
+    page.get_by_role("button", name="Retry", exact=True).last.click()
+    eventually(lambda: state()["state_type"] == "RUNNING")
+    assert state()["run_count"] == 2
+    cancel(page, beside, state)
 
 
 def test_a_second_ui_says_where_the_first_is(beside: str) -> None:

@@ -3,6 +3,7 @@
     with RayNodes(cpus=[0, 2, 2]) as ray:      # the head first; each node has processes, a raylet and CPUs of its own
         ray.address, ray.dashboard, ray.environment
         ray.kill(2)                            # as a machine does that loses its power
+        ray.add(2)                             # as an autoscaler does: one more, with 2 CPUs
 """
 
 import os
@@ -25,6 +26,7 @@ class RayNodes:
 
     def __init__(self, cpus: Sequence[int]) -> None:
         self._cpus = list(cpus)
+        self._started = 0
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -46,11 +48,12 @@ class RayNodes:
         headers = {"Authorization": f"Bearer {token.read_text()}"}
         try:
             pages_on = ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(pages)]
-            self._start(0, "--head", "--port", str(port), *pages_on, "--temp-dir", str(folder / "ray"))
+            self._start(self._cpus[0], "--head", "--port", str(port), *pages_on, "--temp-dir", str(folder / "ray"))
             eventually(lambda: httpx.get(f"{self.dashboard}/api/jobs/", headers=headers).status_code == 200)
-            for number in range(1, len(self._cpus)):
-                self._start(number, "--address", self.address)  # one by one: two at once want the same ports
-                eventually(lambda expected=number + 1: self._alive(headers) == expected, 60)
+            for expected, cpus in enumerate(self._cpus[1:], 2):
+                self.add(cpus)
+                # One by one: two at once want the same ports.
+                eventually(lambda expected=expected: self._alive(headers) == expected, 60)
         except BaseException:
             self.__exit__()
             raise
@@ -60,6 +63,10 @@ class RayNodes:
         for number in sorted(self._nodes, reverse=True):
             self.kill(number)
         self._folder.cleanup()
+
+    def add(self, cpus: int) -> None:
+        """Starts one more node; does not wait until the cluster knows it."""
+        self._start(cpus, "--address", self.address)
 
     def kill(self, number: int) -> None:
         """Kills every process of a node at once."""
@@ -77,11 +84,12 @@ class RayNodes:
         """What the nodes printed."""
         return "\n".join(file.read_text()[-2000:] for file in sorted(Path(self._folder.name).glob("*.log")))
 
-    def _start(self, number: int, *arguments: str) -> None:
+    def _start(self, cpus: int, *arguments: str) -> None:
+        number, self._started = self._started, self._started + 1
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
             *("--node-ip-address", "127.0.0.1", "--dashboard-agent-listen-port", str(free_port())),
-            *("--num-cpus", str(self._cpus[number]), "--num-gpus", "0", "--object-store-memory", str(128 << 20)),
+            *("--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", str(128 << 20)),
             *arguments,
         ]
         with (Path(self._folder.name) / f"node{number}.log").open("wb") as log:
