@@ -116,6 +116,8 @@ def test_the_form_is_readable_and_what_is_changed_there_is_run(beside: str, brow
     before = {entry["id"] for entry in flow_runs(beside)}
     inputs = [field for field in page.locator("input, textarea").all() if field.input_value() == "demo"]
     inputs[0].fill("called otherwise")
+    inputs[0].press("Tab")
+    page.wait_for_timeout(1000)  # the page takes a value over a moment after it is written
     page.get_by_role("button", name="Submit", exact=True).click()
     state = new_run(beside, before)
     assert state()["parameters"]["name"] == "called otherwise"
