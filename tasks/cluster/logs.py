@@ -12,6 +12,7 @@ import collections
 import contextlib
 import contextvars
 import logging
+import re
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +25,11 @@ OWN = ("tasks", "sae_core")  # whose every line is of interest; of others, warni
 AGAIN_SECONDS = 5.0  # before a log that ended early is asked for again
 LAST_SECONDS = 5.0  # for the last lines of a job that is over
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal's, which Ray writes into logs too
+OFTEN = re.compile("Reporting training result|Checkpoint successfully created")  # Ray Train, of each checkpoint
+
 _log = logging.getLogger(__name__)
+_log.setLevel(logging.INFO)  # Prefect takes what it is given, and leaves the level to us
 
 
 class Line(NamedTuple):
@@ -82,9 +87,10 @@ class Followed:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
-        self._thread.join(LAST_SECONDS)
+        if kind is None:  # else the job is yet to be stopped, which must not wait
+            self._thread.join(LAST_SECONDS)
 
     def _follow(self) -> None:
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # says that a log has ended
@@ -103,5 +109,10 @@ class Followed:
                 number += 1
                 if number > self._told:
                     self._told = number
-                    if line.strip():
-                        _log.info("%s: %s", self._id, line.rstrip())
+                    self._tell(line)
+        self._tell(rest)  # a last line without its end
+
+    def _tell(self, line: str) -> None:
+        text = COLOUR.sub("", line).rstrip()
+        if text and not OFTEN.search(text):
+            _log.info("%s: %s", self._id, text)

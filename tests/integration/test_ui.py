@@ -80,6 +80,11 @@ def test_a_training_leaves_its_curves_on_the_page_of_its_run(
     assert artifacts["train-fvu"]["type"] == "image"
     assert artifacts["train-fvu"]["data"].startswith("data:image/svg+xml;base64,")
     assert "wandb sync --id" in artifacts["figures"]["data"]
+    of_run = {"flow_run_id": {"any_": [found["id"]]}}
+    logs = httpx.post(f"{beside}/api/logs/filter", json={"logs": of_run, "limit": 200}).raise_for_status().json()
+    said = [line for line in logs if line["name"] == "tasks.cluster.logs"]
+    assert any(line["message"].startswith("train-") and "Running entrypoint" in line["message"] for line in said)
+    assert all(line["task_run_id"] for line in said), "each is shown with its stage"
 
 
 def press_run(page: Any, ui: str, how: str) -> None:

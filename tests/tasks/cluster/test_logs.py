@@ -78,6 +78,7 @@ def test_a_job_s_lines_are_told_once(ray_cluster, caplog, tmp_path):
     assert job.run(lambda: None) is None
     lines = [text for _, text in said(caplog)]
     assert [text for text in lines if ": line" in text] == [f"{job.submission_id}: line {i}" for i in range(40)]
+    assert lines[-1] == f"{job.submission_id}: ab"
 
 
 def test_only_the_last_lines_are_kept():
