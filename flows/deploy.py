@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flows.config import PipelineConfig, load_preset, presets
 from flows.dag import STAGES
-from flows.server import LOGGING, TAG, find_server, prepare_environment
+from flows.server import LOGGING, TAG, find_server, prepare_environment, require_server
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
 
@@ -38,7 +38,7 @@ HEAD = """\
 def deploy(pool: str = POOL, kind: str = "process") -> None:
     """Makes the pool, its queues, all deployments and the automations on the server that a run would report to.
 
-    Raises InputError where there is no server to deploy to, ClusterError with Prefect's own words where it refuses.
+    Raises InputError where there is no server to deploy to, ClusterError where it does not answer or refuses.
     """
     now = settings()
     server = find_server(now)
@@ -46,6 +46,7 @@ def deploy(pool: str = POOL, kind: str = "process") -> None:
         raise InputError(
             "There is no Prefect server to deploy to; set PREFECT_API_URL (it ends in /api), or start one: saeflow ui."
         )
+    require_server(now)
     prepare_environment(server)
     send(pool, kind)
     Console().print(

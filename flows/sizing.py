@@ -97,7 +97,11 @@ def _train(config: PipelineConfig, needs: Estimate, shape: ModelShape, on: Hardw
     steps = config.train.number_of_steps(needs.train_tokens or 0)
     step, how = step_seconds(config, shape.d_model, on)
     seconds = steps * step
-    return Cost("train", seconds, seconds * _ranks(config, on), needs.trained_bytes or 0, f"{steps:,} steps of {how}")
+    held = train_bytes(config, shape.d_model, on)
+    how = f"{steps:,} steps of {how}; {quantity(held)}B held on each"
+    if held > on.gpu.memory:
+        how += f", which has {quantity(on.gpu.memory)}B: lower runtime.train_micro_batch or train.n_latents"
+    return Cost("train", seconds, seconds * _ranks(config, on), needs.trained_bytes or 0, how)
 
 
 def _evaluate(config: PipelineConfig, shape: ModelShape, on: Hardware) -> Cost:
@@ -115,6 +119,22 @@ def _examples(config: PipelineConfig, needs: Estimate, shape: ModelShape, on: Ha
 
 def _ranks(config: PipelineConfig, on: Hardware) -> int:
     return min(config.runtime.train_workers, on.gpus)
+
+
+def train_bytes(config: PipelineConfig, d: int, on: Hardware) -> float:
+    """Bytes that a training holds on each GPU: 5.96 GiB at d=3,072 n=65,536 k=64 B=8,192 in bf16, as measured.
+
+    Weights and two moments, and rows with their errors. TopK: every rank decodes all rows of the batch, with copies of
+    weights and rows in bf16 where that is the precision. Others: a gradient, and four dense tiles of a micro-batch.
+    """
+    train = config.train
+    weights, rows = 2 * train.n_latents * d, train.batch_size
+    if (train.architecture or "topk") == "topk":
+        half = 2 if train.precision == "bf16" else 0
+        return weights * (12 + half) + rows * d * (16 + 2 * half)
+    share = rows // _ranks(config, on)
+    tile = min(config.runtime.train_micro_batch or share, share)
+    return weights * 16 + share * d * 16 + 4 * 4 * tile * train.n_latents
 
 
 def step_seconds(config: PipelineConfig, d: int, on: Hardware) -> tuple[float, str]:

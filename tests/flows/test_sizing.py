@@ -6,7 +6,7 @@ from flows.config import load_preset
 from flows.estimate import Estimate, estimate
 from flows.hardware import hardware
 from flows.planner import plan
-from flows.sizing import Cost, sizing, step_seconds
+from flows.sizing import Cost, sizing, step_seconds, train_bytes
 from tasks.artifacts import Store, open_store
 from tasks.errors import SpecError
 from tasks.settings import settings
@@ -35,6 +35,20 @@ def test_a_step_takes_what_was_measured() -> None:
     """One H200, d=3,072 n=65,536 k=64 B=8,192: 12.4 ms in bf16 (tests/benchmarks/NOTES.md)."""
     config = load_preset("llama-3.2-3b-sentences", ["runtime.train_workers=1"])
     assert step_seconds(config, 3072, hardware("h200"))[0] == pytest.approx(12.4e-3, rel=0.05)
+
+
+def test_a_training_holds_what_was_measured() -> None:
+    config = load_preset("llama-3.2-3b-sentences", ["runtime.train_workers=1"])
+    assert train_bytes(config, 3072, hardware("h200")) == pytest.approx(5.96 * 2**30, rel=0.06)
+
+
+def test_a_training_that_does_not_fit_is_said(store: Store) -> None:
+    """2 x 65,536 x 8,192 weights of 16 bytes and a rank's 4 x 4 x 512 x 65,536 of tiles are 17.8 GB."""
+    fits = reckoned("llama-3.3-70b-chat", store, "runtime.hardware=8xh200")[1]["train"].how
+    assert fits.endswith("17.8GB held on each"), fits
+    sets = ("runtime.hardware=8xrtx4090", "train.n_latents=131072")
+    large = reckoned("llama-3.3-70b-chat", store, *sets)[1]["train"].how
+    assert "held on each, which has 24GB: lower runtime.train_micro_batch" in large
 
 
 def test_sentences_are_reckoned_as_by_hand(store: Store) -> None:
