@@ -61,6 +61,27 @@ def test_sentences_are_reckoned_as_by_hand(store: Store) -> None:
     assert sum(needs.dollars.values()) == pytest.approx(55, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("preset", "d", "n", "capture", "step", "examples"),
+    [
+        # 9 layers of 60.8M weights at 0.4 x 71 TFLOP/s; 6 matmuls at 0.75 x 35.6, (42 x 2nd + 40 Bn) at 0.7 x 936 GB/s
+        ("llama-3.2-1b-chat", 2048, 32768, 2 * 9 * 60.8e6 * 560e6 / 28.4e12, 0.1235 + 0.0168, 0.5 * 35.6e12),
+        # 4.6 TB written at 0.5 GB/s; 8 ranks share matmuls at 0.75 x 67 TFLOP/s and exchange 8 x 2nd bytes at 450 GB/s
+        ("llama-3.1-8b-chat", 4096, 65536, 560e6 * 4096 * 2 / 0.5e9, 0.0328 + 0.0102 + 0.0095, 0.5 * 67e12),
+        ("llama-3.3-70b-chat", 8192, 65536, 560e6 * 8192 * 2 / 0.5e9, 0.0656 + 0.0138 + 0.0191, 0.5 * 67e12),
+    ],
+)
+def test_chats_are_reckoned_as_by_hand(
+    store: Store, preset: str, d: int, n: int, capture: float, step: float, examples: float
+) -> None:
+    needs, costs = reckoned(preset, store)
+    assert needs.captured_bytes == 560e6 * d * 2
+    assert costs["capture"].seconds == pytest.approx(capture, rel=0.01)
+    assert costs["preprocess"].seconds == pytest.approx(560e6 * d * 2 / 0.25e9, rel=0.01)
+    assert costs["train"].seconds == pytest.approx(0.95 * 560e6 / 4096 * step, rel=0.02)
+    assert costs["examples"].seconds == pytest.approx(2 * n * d * 560e6 / examples, rel=0.01)
+
+
 def test_capture_is_the_model_or_the_writing(store: Store) -> None:
     _, big = reckoned("llama-3.3-70b-chat", store, "runtime.hardware=h200")
     flop = 2 * 51 * 856e6 * 560e6  # 51 layers of 2 x 8,192 x (8,192 + 1,024) + 3 x 8,192 x 28,672 weights
