@@ -121,9 +121,9 @@ def test_the_form_is_readable_and_what_is_changed_there_is_run(beside: str, brow
     before = {entry["id"] for entry in flow_runs(beside)}
     inputs = [field for field in page.locator("input, textarea").all() if field.input_value() == "demo"]
     inputs[0].fill("called otherwise")
-    inputs[0].press("Tab")
-    page.wait_for_timeout(1000)  # the page takes a value over a moment after it is written
-    page.get_by_role("button", name="Submit", exact=True).click()
+    # The page checks first and sends then; its requests go through this process, which must wait here for them.
+    with page.expect_response(lambda response: response.url.endswith("/create_flow_run")):
+        page.get_by_role("button", name="Submit", exact=True).click()
     state = new_run(beside, before)
     assert state()["parameters"]["name"] == "called otherwise"
     eventually(lambda: state()["state_type"] == "RUNNING")  # the worker has it; the whole demo would take minutes
