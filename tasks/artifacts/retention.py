@@ -24,9 +24,9 @@ def parse_rules(texts: Iterable[str], stages: Iterable[str]) -> dict[str, float]
     for text in texts:
         stage, _, days = text.partition("=")
         if stage not in known:
-            raise InputError(f"--retain {text!r} names no stage; write STAGE=DAYS, with one of: {', '.join(known)}.")
+            raise InputError(f"The retention rule {text!r} names no stage; write STAGE=DAYS, with one of: {', '.join(known)}.")
         if not re.fullmatch(r"\d+(\.\d+)?", days) or float(days) < 1:
-            raise InputError(f"--retain {text!r} says no number of days; write STAGE=DAYS with at least 1 day.")
+            raise InputError(f"The retention rule {text!r} says no number of days; write STAGE=DAYS with at least 1 day.")
         rules[stage] = float(days)
     return rules
 

@@ -38,6 +38,7 @@ def test_nodes_die_under_capture_and_training_and_the_run_ends_as_if_nothing_had
         wait_for(lambda: list(store.glob("train/*/progress/*/checkpoint_*/state.json")), process, log)
         ray_nodes.kill(2)  # four ranks on the four CPUs that are left: it has two
         ray_nodes.add(2)
+        assert not list(store.glob("train/*/manifest.json")), "it was over before the node died"
         assert process.wait(300) == 0, log.read_text() + ray_nodes.said()
     said = log.read_text()
     assert "INFO" not in said and "WARNING" not in said
