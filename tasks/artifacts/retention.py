@@ -23,10 +23,11 @@ def parse_rules(texts: Iterable[str], stages: Iterable[str]) -> dict[str, float]
     known, rules = list(stages), dict[str, float]()
     for text in texts:
         stage, _, days = text.partition("=")
+        remedy = f"write STAGE=DAYS, at least 1 day, with one of: {', '.join(known)}."
         if stage not in known:
-            raise InputError(f"The retention rule {text!r} names no stage; write STAGE=DAYS, with one of: {', '.join(known)}.")
+            raise InputError(f"The retention rule {text!r} names no stage; {remedy}")
         if not re.fullmatch(r"\d+(\.\d+)?", days) or float(days) < 1:
-            raise InputError(f"The retention rule {text!r} says no number of days; write STAGE=DAYS with at least 1 day.")
+            raise InputError(f"The retention rule {text!r} says no number of days; {remedy}")
         rules[stage] = float(days)
     return rules
 
