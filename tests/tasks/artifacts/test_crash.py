@@ -19,7 +19,7 @@ def files_below(folder: Path) -> set[str]:
 
 def expected_files(*artifacts: Artifact) -> set[str]:
     """What a store holds when it holds these artifacts and nothing else."""
-    found = set()
+    found = {"store.json"}
     for artifact in artifacts:
         folder, attempt = f"{artifact.stage}/{artifact.key}", artifact.manifest.attempt
         found |= {f"{folder}/manifest.json", f"{folder}/attempts/{attempt}.json"}
