@@ -177,7 +177,7 @@ def gc(
 
     rules = parse_rules(retain or [], STAGES | SWEEP_STAGES)
     place, console = _open(store, own=True), Console()
-    found = garbage(place, tell_unreadable(console)) + expired(place, rules, tell_unreadable(console))
+    found = garbage(place, tell_unreadable(console)) + expired(place, rules)
     for entry in found:
         console.print(f"{entry.path}  [dim]{entry.why}[/]", soft_wrap=True)
     if not found:
@@ -244,11 +244,17 @@ def cancel(
 def deploy(
     pool: Annotated[str, typer.Option(help="Name of the work pool to make or bring up to date.")] = "saeflow",
     kind: Annotated[str, typer.Option("--type", help="process (workers on your machines) or kubernetes.")] = "process",
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VARIABLE=BLOCK", help="Give runs this environment variable from a Secret block of the server."
+        ),
+    ] = None,
 ) -> None:
     """Send every preset and stage, a nightly schedule and crash recovery to the Prefect server of PREFECT_API_URL."""
     from flows.deploy import deploy as send_all
 
-    send_all(pool, kind)
+    send_all(pool, kind, secret or [])
 
 
 @app.command()

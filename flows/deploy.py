@@ -10,12 +10,13 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -25,9 +26,13 @@ from flows.server import LOGGING, TAG, find_server, prepare_environment, require
 from tasks.errors import ClusterError, InputError
 from tasks.settings import settings
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
 FILE = files("deployments") / "prefect.yaml"
 POOL = "saeflow"
 QUEUES = {"gpu": "For runs of models that want a GPU.", "cpu": "For all others."}
+SECRET_BLOCK = "{{ prefect.blocks.secret."
 SWEPT = ("name", "model", "corpus", "capture", "archive", "preprocess", "train", "evaluate", "runtime")
 HEAD = """\
 # Written from presets/*.yaml by `python -m flows.deploy`; `saeflow deploy` sends it to a Prefect server.
@@ -35,12 +40,19 @@ HEAD = """\
 """
 
 
-def deploy(pool: str = POOL, kind: str = "process") -> None:
+def deploy(pool: str = POOL, kind: str = "process", secrets: Sequence[str] = ()) -> None:
     """Makes the pool, its queues, all deployments and the automations on the server that a run would report to.
 
-    Raises InputError where there is no server to deploy to, ClusterError where it does not answer or refuses.
+    `secrets` are VARIABLE=BLOCK: what runs of the pool have in their environment from Secret blocks of the server.
+    Raises InputError where there is no server to deploy to or no such block, ClusterError where it does not answer or
+    refuses.
     """
-    now = settings()
+    now, blocks = settings(), dict(_variable_and_block(given) for given in secrets)
+    if blocks and kind != "process":
+        raise InputError(
+            f"--secret is for pools of the kind process; runs of a {kind} pool have their secrets from "
+            "infra/kubernetes/secrets.example.yaml."
+        )
     server = find_server(now)
     if server is None:
         raise InputError(
@@ -48,7 +60,7 @@ def deploy(pool: str = POOL, kind: str = "process") -> None:
         )
     require_server(now)
     prepare_environment(server)
-    send(pool, kind)
+    send(pool, kind, blocks)
     Console().print(
         f"{len(content()['deployments'])} deployments on {server.removesuffix('/api')}, pool {pool}\n"
         f"start a worker where they are to run: prefect worker start --pool {pool} --type {kind}",
@@ -56,11 +68,11 @@ def deploy(pool: str = POOL, kind: str = "process") -> None:
     )  # fmt: skip
 
 
-def send(pool: str = POOL, kind: str = "process") -> None:
+def send(pool: str = POOL, kind: str = "process", blocks: Mapping[str, str] | None = None) -> None:
     """The same, to the server that PREFECT_API_URL names; what is there already is brought up to date."""
     from flows import recovery
 
-    make_pool(pool, kind)
+    make_pool(pool, kind, blocks or {})
     prefect("deploy", "--all", "--prefect-file", str(_with_pool(pool)))
     _title_forms()
     recovery.ship(recovery.restart_deployment())
@@ -80,17 +92,60 @@ def _title_forms() -> None:
             client.update_deployment(found.id, DeploymentUpdate(parameter_openapi_schema=schema))
 
 
-def make_pool(pool: str, kind: str) -> None:
-    """A work pool of a kind with our base job template, and its queues."""
-    template = _kept(f"{kind}.json", json.dumps(base_job_template(kind), indent=1))
-    prefect("work-pool", "create", pool, "--type", kind, "--base-job-template", str(template), "--overwrite")
+def make_pool(pool: str, kind: str, blocks: Mapping[str, str]) -> None:
+    """A work pool of a kind with our base job template, and its queues.
+
+    The template has where a secret is, never the secret: a worker asks for the block when it starts a run.
+    """
     from prefect import get_client
     from prefect.exceptions import ObjectAlreadyExists
 
+    template = base_job_template(kind)
     with get_client(sync_client=True) as client:
+        for block in blocks.values():
+            _require_block(client, block)
+        references = {variable: SECRET_BLOCK + block + " }}" for variable, block in blocks.items()}
+        template["variables"]["properties"]["env"]["default"] |= _references_of(client, pool) | references
+        file = _kept(f"{kind}.json", json.dumps(template, indent=1))
+        prefect("work-pool", "create", pool, "--type", kind, "--base-job-template", str(file), "--overwrite")
         for name, description in QUEUES.items():
             with contextlib.suppress(ObjectAlreadyExists):
                 client.create_work_queue(name, description=description, work_pool_name=pool)
+
+
+def _variable_and_block(given: str) -> tuple[str, str]:
+    """Of VARIABLE=BLOCK."""
+    variable, equals, block = given.partition("=")
+    if not (variable.isidentifier() and equals and re.fullmatch("[a-z0-9-]+", block)):
+        raise InputError(
+            f"--secret {given!r} is not VARIABLE=BLOCK: an environment variable, such as ANTHROPIC_API_KEY, and the "
+            "name of a Secret block (small letters, digits, dashes)."
+        )
+    return variable, block
+
+
+def _require_block(client: "SyncPrefectClient", block: str) -> None:
+    """InputError where the server has no Secret block of that name."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_block_document_by_name(block, "secret", include_secrets=False)
+    except ObjectNotFound:
+        raise InputError(
+            f"There is no Secret block {block!r} on the Prefect server; make one on its page, under Blocks, Secret."
+        ) from None
+
+
+def _references_of(client: "SyncPrefectClient", pool: str) -> dict[str, str]:
+    """The secrets that the pool's runs have already: without --secret they stay."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        template = client.read_work_pool(pool).base_job_template
+    except ObjectNotFound:
+        return {}
+    environment = template.get("variables", {}).get("properties", {}).get("env", {}).get("default") or {}
+    return {name: value for name, value in environment.items() if str(value).startswith(SECRET_BLOCK)}
 
 
 def base_job_template(kind: str) -> dict[str, Any]:

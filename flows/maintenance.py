@@ -52,7 +52,7 @@ def maintenance(
     def unreadable(stage: str, key: str, error: ArtifactError) -> None:
         get_run_logger().warning(f"{stage} {key[:12]}: {error}")
 
-    found = garbage(place, unreadable) + expired(place, rules, unreadable)
+    found = garbage(place, unreadable) + expired(place, rules)
     if remove:
         collect(place, found)
     done = "was removed" if remove else "could be removed"

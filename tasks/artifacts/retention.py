@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from tasks.artifacts.maintenance import Garbage
 from tasks.artifacts.manifest import Manifest
-from tasks.artifacts.store import Store, Unreadable, attempt_folder
+from tasks.artifacts.store import Store, attempt_folder
 from tasks.errors import ArtifactError, InputError
 
 
@@ -32,22 +32,15 @@ def parse_rules(texts: Iterable[str], stages: Iterable[str]) -> dict[str, float]
     return rules
 
 
-def expired(
-    store: Store, rules: Mapping[str, float], unreadable: Unreadable | None = None, now: datetime.datetime | None = None
-) -> list[Garbage]:
+def expired(store: Store, rules: Mapping[str, float], now: datetime.datetime | None = None) -> list[Garbage]:
     """The artifacts whose last use is longer ago than their stage's days, those of the longest ago first.
 
-    Where any manifest cannot be read there are none: it may have been made from any of them. `now`: for tests.
+    Where any manifest cannot be read there are none: it may have been made from any of them; `garbage` tells which.
+    `now`: for tests.
     """
-    torn: list[str] = []
-
-    def pass_over(stage: str, key: str, error: ArtifactError) -> None:
-        torn.append(key)
-        if unreadable is not None:
-            unreadable(stage, key, error)
-
+    torn: list[tuple[str, str, ArtifactError]] = []
     now = now or datetime.datetime.now(datetime.UTC)
-    current = list(store.manifests(unreadable=pass_over)) if rules else []
+    current = list(store.manifests(unreadable=lambda *fault: torn.append(fault))) if rules else []
     used: dict[tuple[str, str, str], datetime.datetime] = {}
     ahead = sorted(((_made(manifest), number) for number, manifest in enumerate(current)))
     for when, number in reversed(ahead):  # the newest first, so that most of what it stands on is passed over later

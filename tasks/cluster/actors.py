@@ -183,13 +183,15 @@ class Pool:
 
 def _items(who: str, actor: Any, method: str, args: tuple[Any, ...]) -> Iterator[Any]:
     """Plain calls, one per item, made ahead: Ray's own streaming cannot be used through a ray:// address."""
+    from ray.exceptions import RayTaskError
+
     opened = actor.open.remote(method, args)
     ahead = deque(actor.next.remote() for _ in range(STREAM_AHEAD))
     _get(opened)
     while True:
         try:
             lines, item = _get(ahead.popleft())
-        except (SaeflowError, ValueError):  # of the work; what was logged before it comes with the stream's end
+        except (SaeflowError, ValueError, RayTaskError):  # of the work; what it logged comes at the end
             tell(who, _get(ahead.popleft())[0])
             raise
         tell(who, lines)

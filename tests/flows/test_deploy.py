@@ -68,6 +68,17 @@ def test_an_unknown_kind_of_pool_is_refused() -> None:
         deploy.base_job_template("docker")
 
 
+@pytest.mark.parametrize("given", ["NAME", "=block", "NAME=", "a name=block", "NAME=A_Block", "NAME={{ block }}"])
+def test_what_is_no_variable_and_block_is_refused(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = saeflow(capsys, "deploy", "--secret", given)
+    assert code == 1 and f"--secret {given!r} is not VARIABLE=BLOCK" in said
+
+
+def test_kubernetes_has_its_own_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = saeflow(capsys, "deploy", "--type", "kubernetes", "--secret", "HF_TOKEN=hub")
+    assert code == 1 and "infra/kubernetes/secrets.example.yaml" in said
+
+
 def test_without_a_server_it_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, said = saeflow(capsys, "deploy")
     assert code == 1

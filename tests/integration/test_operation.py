@@ -26,6 +26,7 @@ from tests.servers.webhook import Webhook
 
 RUNS = 300  # of others, that the server has already
 SILENT_SECONDS = 40  # what is shipped waits for 90
+KEEP_SECRET = "import sys; from prefect.blocks.system import Secret; Secret(value=sys.argv[1]).save('notices')"
 
 
 @dataclass
@@ -92,6 +93,14 @@ class Operation:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def deploy(self, *secrets: str, refused: str = "") -> str:
+        """What `saeflow deploy` says."""
+        arguments = [word for secret in secrets for word in ("--secret", secret)]
+        deploy = command("deploy", *arguments)
+        done = subprocess.run(deploy, env=os.environ | self.environment, capture_output=True, text=True)
+        assert done.returncode == bool(refused) and refused in done.stderr, done.stdout + done.stderr
+        return done.stdout
+
     def ask(self, path: str, **content: Any) -> Any:
         return httpx.post(f"{self.api}/{path}", json=content, timeout=30).raise_for_status().json()
 
@@ -136,7 +145,6 @@ def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Ite
     environment = ENVIRONMENT | {
         "SAEFLOW_CACHE": str(folder / "cache"),
         "SAEFLOW_STORE": str(folder / "store"),
-        "SAEFLOW_NOTIFY_URL": notices.url,
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
@@ -153,9 +161,10 @@ def operation(tmp_path_factory: pytest.TempPathFactory, notices: Webhook) -> Ite
         made = Operation(folder, environment, port, split=reason is None)
         try:
             made.serve()
-            deployed = subprocess.run(command("deploy"), env=os.environ | environment, capture_output=True, text=True)
-            assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-            assert f"deployments on http://127.0.0.1:{port}, pool saeflow" in deployed.stdout
+            made.deploy("SAEFLOW_NOTIFY_URL=notices", refused="There is no Secret block 'notices'")
+            made.python("-c", KEEP_SECRET, notices.url)
+            for secrets in (["SAEFLOW_NOTIFY_URL=notices"], []):  # the second time it stays
+                assert f"deployments on http://127.0.0.1:{port}, pool saeflow" in made.deploy(*secrets)
             made.work()
             yield made
         finally:
@@ -222,7 +231,8 @@ def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: O
     operation.end("worker")  # nobody takes it up: only its states matter here
     operation.python(
         "-c",
-        "import uuid\n"
+        "import os, uuid\n"
+        f"os.environ['SAEFLOW_NOTIFY_URL'] = {notices.url!r}\n"
         "from prefect import get_client\n"
         "from prefect.client.schemas.objects import State, StateType\n"
         "from flows.recovery import restart, restarts\n"

@@ -27,9 +27,9 @@ class Talker:
         warnings.warn("the end is near", stacklevel=1)
         logging.getLogger("elsewhere").error("elsewhere it burns")
 
-    def refuse(self) -> Iterator[int]:
+    def refuse(self, error: type[Exception]) -> Iterator[int]:
         logging.getLogger("tasks.talker").warning("this will not do")
-        raise InputError("No.")
+        raise error("No.")
         yield 0
 
     def die(self, mark: str) -> Iterator[int]:
@@ -58,9 +58,10 @@ def test_what_an_actor_logs_is_told_in_order(pool, caplog):
     assert "the end is near" in lines[4][1] and lines[5][1] == "talk actor: elsewhere it burns"
 
 
-def test_what_was_logged_before_an_error_is_told_too(pool, caplog):
-    with pytest.raises(InputError):
-        pool.stream("refuse", receive=list)
+@pytest.mark.parametrize("error", [InputError, ValueError, KeyError, OSError])
+def test_what_was_logged_before_an_error_is_told_too(pool, caplog, error):
+    with pytest.raises(error):
+        pool.stream("refuse", error, receive=list)
     assert (logging.WARNING, "talk actor: this will not do") in said(caplog)
 
 
