@@ -2,15 +2,16 @@
 
 As on the CPU (cpu.py) no gradient of a weight matrix lies in memory, and ranks share the encoder's matmul, then tell
 each other rows and codes and make the whole update each. Besides weights and moments there are one tile of
-pre-activations, rows and errors, codes of K numbers a row and the selection's pool of a few hundred; while latents are
-dead, their two gradients too.
+pre-activations, rows and errors, codes of K numbers a row (of BatchTopK some times K) and TopK's pool of a few hundred;
+while latents are dead, their two gradients too.
 
 With `precision` fp32 all is fp32, as torch has it. With tf32 the factors in matmuls, the encoder's and those of the
 auxiliary loss, are rounded to tf32. With bf16 the encoder's are rounded to bf16, and so are the rows, errors and
 decoder directions that decoding and gradients gather, of which there are copies; sums are fp32 all the same, and so are
 weights and moments. The selection is always exact for the pre-activations that the matmul gives.
 
-The host never waits for the step it has just asked for. How many latents are dead it learns LAG steps later, so that a
+The host never waits for the step it has just asked for, but for BatchTopK's selection, whose check it awaits while the
+GPU decodes. How many latents are dead it learns LAG steps later, so that a
 latent which has died takes part in the auxiliary loss only then.
 """
 
@@ -22,12 +23,15 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from sae_core.architectures.batch_topk import BatchTopKSAE
+from sae_core.autograd import SUMS
 from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
 from sae_core.kernels import gpu_loops as loops
 from sae_core.kernels import ranks
-from sae_core.kernels.gpu_top_k import Pool, top_k
+from sae_core.kernels.gpu_batch_top_k import FIRST_ROWS, BatchSelection
+from sae_core.kernels.gpu_top_k import RowSelection
 from sae_core.kernels.step import Found, Moments, Precision, StepOptions
-from sae_core.sae import TopKSAE
+from sae_core.sae import SAE
 
 TILE_LATENTS = 4096
 TILE_ELEMENTS = 1 << 26  # pre-activations held at once: 256 MiB
@@ -46,13 +50,11 @@ def sparse_wins(n: int, k: int, rows: int, world: int) -> bool:
 
 
 class TritonStep:
-    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step`."""
-
-    figures = 3
+    """Gradients as sparse codes and errors, applied in one pass over the latents, of TopK and BatchTopK. A `Step`."""
 
     def __init__(
         self,
-        sae: TopKSAE,
+        sae: SAE,
         moments: Mapping[str, Moments],
         options: StepOptions,
         group: "dist.ProcessGroup | None" = None,
@@ -67,39 +69,56 @@ class TritonStep:
         width = min(n, TILE_LATENTS)
         rows = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // width))
         self._pre_BT = torch.empty(rows, width, device=self._device)
-        self._pool = Pool.for_rows(rows, k, self._device)
+        self._selection: RowSelection | BatchSelection
+        if isinstance(sae, BatchTopKSAE):
+            selecting = self._own, self._group, options.select_per_rank
+            self._selection, self.figures = BatchSelection(options.rows, k, n, *selecting, self._device), SUMS
+        else:
+            self._selection, self.figures = RowSelection(options.rows, k, n, rows, self._device), 3
         self._centred_BD = torch.empty(options.rows, d, device=self._device)
         self._error_BD = torch.empty(options.rows, d, device=self._device)
         self._halves = _Halves(sae, options.rows) if options.precision == "bf16" else None
-        self._values_BK = torch.empty(options.rows, k, device=self._device)
-        self._latents_BK = torch.empty(options.rows, k, dtype=torch.int32, device=self._device)
         self._dead_latents = _DeadLatents(self._device)
         self._pairs: loops.Pairs | None = None
         self._dead = self._no_gradients(0)
 
     @torch.no_grad()
     def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
-        """The target is `x_BD` itself, and there is no sparsity penalty: TopK has neither."""
-        sae, options = self._sae, self._options
+        """The target is `x_BD` itself, and there is no sparsity penalty: these architectures have neither."""
+        sae, options, chosen = self._sae, self._options, self._selection
         dead_M = self._dead_latents.of(dead_N) if options.auxiliary > 0 else None
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
-        self._encode()
-        if self._group:
-            shared = (self._centred_BD, self._values_BK, self._latents_BK)
-            for tensor in (*shared, self._halves.centred_BD) if self._halves else shared:
-                ranks.gather(tensor, self._own, self._group)
-        codes = self._values_BK, self._latents_BK
         _, W_dec, _, error_BD = self._factors()
-        sums_B2 = loops.errors(self._centred_BD, sae.b_pre, W_dec, *codes, self._error_BD, error_BD)
-        self._pairs = loops.Pairs.of(*codes, len(sae.b_enc))
+        holds = False
+        while not holds:
+            self._encode()
+            if self._group:
+                self._exchange(self._group)
+            codes = chosen.values_BK, chosen.latents_BK
+            sums_B2 = loops.errors(
+                self._centred_BD, sae.b_pre, W_dec, *codes, chosen.counts_B, self._error_BD, error_BD
+            )
+            self._pairs = pairs = loops.Pairs.of(*codes, len(sae.b_enc))
+            holds = chosen.holds()
         squared_error, squared_norm = sums_B2.sum(0, dtype=torch.float64)
         auxiliary_error = torch.zeros_like(squared_error)
         self._dead = self._no_gradients(0)
         if dead_M is not None and len(dead_M):
             with _tf32(options.precision != "fp32"):
                 self._dead, auxiliary_error = self._auxiliary(dead_M, dead_N)
-        sums = torch.stack([squared_error / options.variance, auxiliary_error / options.variance, squared_norm])
-        return Found(sums, self._pairs.starts_N1.diff().long())
+        error, auxiliary = squared_error / options.variance, auxiliary_error / options.variance
+        sums = [error, auxiliary, squared_norm]
+        if self.figures == SUMS:
+            sums += [error + options.auxiliary * auxiliary, torch.zeros_like(error)]
+        return Found(torch.stack(sums), pairs.starts_N1.diff().long())
+
+    def _exchange(self, group: "dist.ProcessGroup") -> None:
+        """Every rank's rows and codes on every rank."""
+        chosen, halves = self._selection, self._halves
+        shared = [self._centred_BD, chosen.values_BK, chosen.latents_BK]
+        shared += [] if chosen.counts_B is None else [chosen.counts_B]
+        for tensor in [*shared, halves.centred_BD] if halves else shared:
+            ranks.gather(tensor, self._own, group)
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_enc, W_dec, centred rows and errors as products take them."""
@@ -113,14 +132,21 @@ class TritonStep:
             self._halves.renew(self._sae)
             self._halves.centred_BD[self._own] = self._centred_BD[self._own]
         W_enc, _, centred_BD, _ = self._factors()
-        b_enc, n, width = self._sae.b_enc.detach(), len(W_enc), self._pre_BT.shape[1]
-        own = (tensor[self._own] for tensor in (centred_BD, self._values_BK, self._latents_BK))
-        for rows_BD, values_BK, latents_BK in zip(*(t.split(len(self._pre_BT)) for t in own), strict=True):
+        b_enc, (at_once, width), n = self._sae.b_enc.detach(), self._pre_BT.shape, len(W_enc)
+        chosen, own = self._selection, self._own
+        if isinstance(chosen, BatchSelection) and not chosen.has_guess:
+            rows_BD = centred_BD[own][: max(1, min(FIRST_ROWS, TILE_ELEMENTS // n))]
+            pre_BN = torch.empty(len(rows_BD), n, device=self._device)
+            product(rows_BD, W_enc, pre_BN, self._options.precision)
+            chosen.guess(pre_BN + b_enc)
+        for start in range(own.start, own.stop, at_once):
+            part = slice(start, min(start + at_once, own.stop))
             for first in range(0, n, width):
                 tile = slice(first, min(first + width, n))
-                pre_BT = self._pre_BT[: len(rows_BD), : tile.stop - first]
-                product(rows_BD, W_enc[tile], pre_BT, self._options.precision)
-                top_k(pre_BT, b_enc[tile], first, n, self._pool, values_BK, latents_BK)
+                pre_BT = self._pre_BT[: part.stop - start, : tile.stop - first]
+                product(centred_BD[part], W_enc[tile], pre_BT, self._options.precision)
+                chosen.take(pre_BT, b_enc[tile], first, part)
+        chosen.finish()
 
     def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[loops.DeadGradients, Tensor]:
         """Gradients of the auxiliary loss and its squared error, summed over all ranks' rows."""
@@ -174,18 +200,20 @@ class TritonStep:
         square_D.mul_(adamw.beta2).addcmul_(gradient_D, gradient_D, value=adamw.rest2)
         root_D = square_D.sqrt().mul_(adamw.root).add_(adamw.epsilon)
         weight_D.mul_(adamw.keep).addcdiv_(mean_D, root_D, value=-adamw.step_size)
+        if self._selection.threshold is not None:
+            self._sae.after_step(self._selection.threshold, number - 1)
 
 
 class _Halves:
     """Copies in bf16 of what products read; the update keeps those of the weights up to date."""
 
-    def __init__(self, sae: TopKSAE, rows: int) -> None:
+    def __init__(self, sae: SAE, rows: int) -> None:
         n, d = sae.W_enc.shape
         self.W_enc, self.W_dec = torch.empty(2, n, d, dtype=torch.bfloat16, device=sae.W_enc.device)
         self.centred_BD, self.error_BD = torch.empty(2, rows, d, dtype=torch.bfloat16, device=sae.W_enc.device)
         self._seen = (-1, -1)
 
-    def renew(self, sae: TopKSAE) -> None:
+    def renew(self, sae: SAE) -> None:
         """Copies weights that something other than the update has changed, which torch counts."""
         now = sae.W_enc._version, sae.W_dec._version
         if now != self._seen:

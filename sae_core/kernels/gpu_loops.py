@@ -61,15 +61,17 @@ def errors(
     W_dec: Tensor,
     values_BK: Tensor,
     latents_BK: Tensor,
+    counts_B: Tensor | None,
     error_BD: Tensor,
     copy_BD: Tensor,
 ) -> Tensor:
     """Decodes into `error_BD` = x^ - x, and `copy_BD` in another dtype or the same; returns (B, 2): its squared norm in
-    each row, and that of x. `W_dec` has any float dtype."""
+    each row, and that of x. `W_dec` has any float dtype; `counts_B` (int32): places of each row that are taken."""
     (rows, d), k = centred_BD.shape, values_BK.shape[1]
     sums_B2 = torch.empty(rows, 2, device=centred_BD.device)
     _errors[(rows,)](
-        centred_BD, b_pre_D, W_dec, values_BK, latents_BK, len(W_dec), error_BD, copy_BD, sums_B2, d, k,
+        centred_BD, b_pre_D, W_dec, values_BK, latents_BK, latents_BK if counts_B is None else counts_B, len(W_dec),
+        error_BD, copy_BD, sums_B2, d, k, COUNTED=counts_B is not None,
         COPY=copy_BD.data_ptr() != error_BD.data_ptr(), **_blocks(d, DIRECTIONS),
     )  # fmt: skip
     return sums_B2
@@ -126,12 +128,14 @@ def _errors(
     W_dec,
     values,
     latents,
+    counts,
     n,
     error,
     copy,
     sums,
     d,
     k,
+    COUNTED: tl.constexpr,
     COPY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -143,10 +147,13 @@ def _errors(
     centred_D = tl.load(centred + row * d + column, inside, 0.0)
     x_D = centred_D + tl.load(b_pre + column, inside, 0.0)
     sum_D = tl.zeros([BLOCK_D], tl.float32)
-    for at in range(0, k, PAIRS):
+    taken = k
+    if COUNTED:
+        taken = tl.load(counts + row)
+    for at in range(0, taken, PAIRS):
         slot = at + tl.arange(0, PAIRS)
-        latent = tl.load(latents + row * k + slot, slot < k, n)
-        value = tl.load(values + row * k + slot, slot < k, 0.0)
+        latent = tl.load(latents + row * k + slot, slot < taken, n)
+        value = tl.load(values + row * k + slot, slot < taken, 0.0)
         rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
         table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0).to(tl.float32)
         sum_D += tl.sum(table_PD * value[:, None], 0)

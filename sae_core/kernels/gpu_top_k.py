@@ -1,4 +1,4 @@
-"""The exact selection of the GPU's training step: the k largest of each row, kept up to date tile by tile.
+"""TopK's exact selection in the GPU's training step: the k largest of each row, kept up to date tile by tile.
 
     pool = Pool.for_rows(rows, k, device)
     for first in range(0, n, width):
@@ -37,6 +37,31 @@ class Pool(NamedTuple):
         counts_B, least_B = torch.zeros(2, rows, dtype=torch.int32, device=device)
         latents_BC = torch.empty(rows, places, dtype=torch.int32, device=device)
         return cls(torch.empty(rows, places, device=device), latents_BC, counts_B, least_B)
+
+
+class RowSelection:
+    """The codes of a batch; each rank fills in its own rows."""
+
+    counts_B: Tensor | None = None  # how many fire at each row: K or fewer, where free places are not the last
+    threshold: Tensor | None = None  # as no row depends on the others
+
+    def __init__(self, rows: int, k: int, n: int, at_once: int, device: torch.device) -> None:
+        """`at_once`: the most rows of a tile."""
+        self._n = n
+        self._pool = Pool.for_rows(at_once, k, device)
+        self.values_BK = torch.empty(rows, k, device=device)
+        self.latents_BK = torch.empty(rows, k, dtype=torch.int32, device=device)
+
+    def take(self, pre_RT: Tensor, bias_T: Tensor, first: int, part: slice) -> None:
+        """Chooses for the rows `part` among the latents from number `first` on, tiles in ascending order."""
+        top_k(pre_RT, bias_T, first, self._n, self._pool, self.values_BK[part], self.latents_BK[part])
+
+    def finish(self) -> None:
+        """The last tile has finished it."""
+
+    def holds(self) -> bool:
+        """It was exact at once."""
+        return True
 
 
 def top_k(

@@ -1,6 +1,6 @@
 """One training step on a GPU beside its floor, one encoder matmul of the same shape and precision.
 
-    python -m tests.benchmarks.gpu [--only PART_OF_A_NAME] [--precision bf16] [-o gpu.json]
+    python -m tests.benchmarks.gpu [--only PART_OF_A_NAME] [--precision bf16] [--architecture batch_topk] [-o gpu.json]
 
 Prints for each shape and precision: the matmul, the step and both in ratio, activations per second, the step's parts,
 the most memory held against what has to be held, and DenseStep (fp32, plain torch) where that fits.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_core import SAEConfig, TopKSAE
+from sae_core import SAEConfig, make_sae
 from sae_core.kernels import Moments, Precision, Step, StepOptions
 from sae_core.kernels.reference import DenseStep
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=__doc__)
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="of the encoder's matmul; all")
+    parser.add_argument("--architecture", choices=("topk", "batch_topk"), default="topk", help="of the autoencoder")
     parser.add_argument("-o", type=Path, default=Path("gpu.json"), help="where the rows go")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -57,28 +58,31 @@ def main() -> None:
     rows = []
     for name, shape in SHAPES.items():
         if arguments.only in name:
-            for row in measure(name, shape, arguments.precision or PRECISIONS):
+            for row in measure(name, shape, arguments.precision or PRECISIONS, arguments.architecture):
                 rows.append(row)
                 print(line(row), flush=True)
     arguments.o.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measure(name: str, shape: Shape, precisions: Sequence[Precision]) -> Iterator[dict[str, Any]]:
+def measure(
+    name: str, shape: Shape, precisions: Sequence[Precision], architecture: str = "topk"
+) -> Iterator[dict[str, Any]]:
     """A row for each precision, and one for DenseStep; what does not fit says so."""
     from sae_core.kernels.gpu import TritonStep
 
     for kind, precision in [*((TritonStep, precision) for precision in precisions), (DenseStep, "fp32")]:
-        row = {"shape": name, **shape._asdict(), "step": kind.__name__, "precision": precision}
+        row = {"shape": name, **shape._asdict(), "architecture": architecture}
+        row |= {"step": kind.__name__, "precision": precision}
         torch.cuda.empty_cache()
         try:
-            yield row | floor_and_step(shape, kind, precision)
+            yield row | floor_and_step(shape, kind, precision, architecture)
         except torch.OutOfMemoryError:
             yield row | {"out_of_memory": True}
 
 
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
-    head = "{shape:5} {step:10} {precision:5}".format(**row)
+    head = "{shape:5} {architecture:10} {step:10} {precision:5}".format(**row)
     if "out_of_memory" in row:
         return f"{head} does not fit into this GPU's memory"
     parts = "".join(f"  {part} {value:.2f}" for part, value in row["parts"].items())
@@ -89,12 +93,12 @@ def line(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def floor_and_step(shape: Shape, kind: type, precision: Precision) -> dict[str, Any]:
+def floor_and_step(shape: Shape, kind: type, precision: Precision, architecture: str) -> dict[str, Any]:
     """Median milliseconds of both, taken alternately, and what memory the step took."""
     rows, d, n, k = shape
     torch.cuda.reset_peak_memory_stats()
     x_BD = torch.randn(rows, d, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    step, dead_N = prepared(shape, kind, precision), torch.zeros(n, dtype=torch.bool, device="cuda")
+    step, dead_N = prepared(shape, kind, precision, architecture), torch.zeros(n, dtype=torch.bool, device="cuda")
     numbers = iter(range(1, 1_000_000))
 
     def whole() -> None:
@@ -119,13 +123,13 @@ def floor_and_step(shape: Shape, kind: type, precision: Precision) -> dict[str, 
 
 
 @torch.no_grad()
-def prepared(shape: Shape, kind: type, precision: Precision) -> Step:
+def prepared(shape: Shape, kind: type, precision: Precision, architecture: str) -> Step:
     """A step whose autoencoder and moments lie on the GPU; its weights are drawn there, which takes no time."""
     with torch.device("meta"):
-        sae = TopKSAE(SAEConfig(d_in=shape.d, n_latents=shape.n, k=shape.k))
+        sae = make_sae(SAEConfig(d_in=shape.d, n_latents=shape.n, k=shape.k, architecture=architecture))
     sae = sae.to_empty(device="cuda")
-    for parameter in sae.parameters():
-        parameter.zero_()
+    for tensor in sae.state_dict().values():
+        tensor.zero_()
     sae.W_dec.normal_(generator=torch.Generator("cuda").manual_seed(1)).div_(sae.W_dec.norm(dim=1, keepdim=True))
     sae.W_enc.copy_(sae.W_dec)
     moments = {
@@ -150,7 +154,8 @@ def parts(step: Any) -> dict[str, Callable[[], Any]]:
     """What a step of the Triton kernels is made of, each part by itself on what the last step left."""
     from sae_core.kernels import gpu_loops
 
-    sae, codes = step._sae, (step._values_BK, step._latents_BK)
+    sae, chosen = step._sae, step._selection
+    codes = chosen.values_BK, chosen.latents_BK
     pairs = gpu_loops.Pairs.of(*codes, len(sae.b_enc))
     moving = (step._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
     _, W_dec, centred_BD, error_BD = step._factors()
@@ -158,7 +163,9 @@ def parts(step: Any) -> dict[str, Callable[[], Any]]:
     still = step._options.adamw(0.0, 1), (step._halves.W_enc, step._halves.W_dec) if step._halves else None
     return {
         "encode": step._encode,
-        "errors": lambda: gpu_loops.errors(step._centred_BD, sae.b_pre, W_dec, *codes, step._error_BD, error_BD),
+        "errors": lambda: gpu_loops.errors(
+            step._centred_BD, sae.b_pre, W_dec, *codes, chosen.counts_B, step._error_BD, error_BD
+        ),
         "sort": lambda: gpu_loops.Pairs.of(*codes, len(sae.b_enc)),
         "update": lambda: gpu_loops.update(*table, *still),
     }

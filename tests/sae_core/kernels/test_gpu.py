@@ -15,18 +15,19 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from sae_core import ActivationError, SAEConfig, TopKSAE, Trainer, TrainerConfig
+from sae_core import SAE, ActivationError, SAEConfig, Trainer, TrainerConfig, make_sae
 from sae_core.kernels import Found, Moments, Step, StepOptions
 from sae_core.kernels.reference import DenseStep
 from tests.benchmarks import gpu as bench
 
 pytest.importorskip("triton", reason="triton is not installed (it is there for Linux only)")
-from sae_core.kernels import gpu, gpu_loops, gpu_top_k  # after conftest.py has chosen the interpreter
+from sae_core.kernels import gpu, gpu_batch_top_k, gpu_loops, gpu_top_k  # after conftest.py has chosen the interpreter
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 V = 3.7
 PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
+BOTH = pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
 SHAPES = [(9, 21, 5, 7), (20, 18, 3, 5), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
 
@@ -37,11 +38,15 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(gpu, "TILE_ELEMENTS", 64)
     monkeypatch.setattr(gpu_loops, "GROUPS", 8)
     monkeypatch.setattr(gpu_loops, "LONG", 2)
+    monkeypatch.setattr(gpu_batch_top_k, "FIRST_ROWS", 2)
+    monkeypatch.setattr(gpu_batch_top_k, "PIECE", 8)
 
 
-def prepared(kind: type, d: int, n: int, k: int, rows: int, **changes) -> tuple[Step, TopKSAE, dict[str, Moments]]:
+def prepared(
+    kind: type, d: int, n: int, k: int, rows: int, architecture: str = "topk", **changes
+) -> tuple[Step, SAE, dict[str, Moments]]:
     """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
-    sae = TopKSAE(SAEConfig(d_in=d, n_latents=n, k=k))
+    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=architecture))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -71,11 +76,14 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return difference / float(expected.double().norm()) if difference else 0.0
 
 
+@BOTH
 @pytest.mark.parametrize("dead", [0, 1, 5, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
-def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
+def test_gradients_equal_the_float64_reference(d, n, k, rows, dead, architecture):
     """With beta1 = 0 the mean gradient after an update is the gradient."""
-    (step, _, moments), (dense, _, expected) = (prepared(kind, d, n, k, rows, beta1=0.0) for kind in KINDS)
+    (step, _, moments), (dense, _, expected) = (
+        prepared(kind, d, n, k, rows, architecture, beta1=0.0) for kind in KINDS
+    )
     numbers = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else dead].tolist()
     x_BD = batch(rows, d, 0)
     found, wanted = found_by(step, x_BD, numbers), found_by(dense, x_BD.double(), numbers)
@@ -90,9 +98,10 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
 KINDS = (gpu.TritonStep, DenseStep)
 
 
+@BOTH
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES[1:3])
-def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows):
-    (step, sae, moments), (dense, twin, expected) = (prepared(kind, d, n, k, rows) for kind in KINDS)
+def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, architecture):
+    (step, sae, moments), (dense, twin, expected) = (prepared(kind, d, n, k, rows, architecture) for kind in KINDS)
     for number in range(1, 5):
         x_BD, dead = batch(rows, d, number), list(range(0, n, 3))
         found, wanted = found_by(step, x_BD, dead), found_by(dense, x_BD.double(), dead)
@@ -103,6 +112,8 @@ def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows):
         assert relative_error(getattr(sae, name).detach(), getattr(twin, name).detach()) <= 1e-6, name
         assert relative_error(moments[name].exp_avg_sq, expected[name].exp_avg_sq) <= 1e-5, name
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(n, device=DEVICE))
+    if architecture == "batch_topk":
+        torch.testing.assert_close(sae.threshold.double(), twin.threshold, rtol=1e-5, atol=1e-7)
 
 
 def test_in_bf16_products_are_rounded_and_copies_follow_the_weights(monkeypatch):
@@ -168,13 +179,61 @@ def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(monkey
         assert list(zip(latents_K.tolist(), values_K.tolist(), strict=True)) == kept + free
 
 
+@pytest.mark.parametrize("tile", [4, 64])
+@pytest.mark.parametrize("kind", ["numbers", "ascending", "ties", "few", "one row"])
+@pytest.mark.parametrize("guess", [0.0, 0.5, 10.0])  # all that is positive, some, nothing
+@pytest.mark.parametrize("places", [1, 37])  # soon full, never
+def test_what_reaches_the_batch_s_threshold_is_found_exactly(kind, guess, places, tile):
+    (rows, n, k), generator = (4, 37, 5), torch.Generator().manual_seed(3)
+    pre_BN = torch.randn(rows, n, generator=generator)
+    if kind == "ascending":
+        pre_BN = pre_BN.sort(dim=1).values
+    elif kind == "one row":
+        pre_BN[1] += 3
+    elif kind != "numbers":
+        pre_BN = torch.randint(-2, 3, (rows, n), generator=generator) - 1.0 * (kind == "few")
+    pre_BN, bias_N = pre_BN.to(DEVICE), torch.randint(0, 2, (n,), generator=generator).float().to(DEVICE)
+    selection = gpu_batch_top_k.BatchSelection(rows, k, n, slice(0, rows), None, False, torch.device(DEVICE))
+    selection._make_room(places)
+    selection._guess.fill_(guess)
+    holds = False
+    while not holds:
+        for part in (slice(0, 3), slice(3, 4)):
+            for first in range(0, n, tile):
+                of = slice(first, first + tile)
+                selection.take(pre_BN[part, of], bias_N[of], first, part)
+        selection.finish()
+        holds = selection.holds()
+    total_BN = pre_BN + bias_N
+    positive = total_BN[total_BN > 0].sort(descending=True).values
+    threshold = float(positive[k * rows - 1]) if len(positive) >= k * rows else 0.0
+    assert float(selection.threshold) == threshold
+    for total_N, values_W, latents_W, count in zip(
+        total_BN, selection.values_BK, selection.latents_BK, selection.counts_B, strict=True
+    ):
+        kept = [(i, float(total_N[i])) for i in range(n) if total_N[i] >= threshold and total_N[i] > 0]
+        free = [(n, 0.0)] * (selection.values_BK.shape[1] - len(kept))
+        assert list(zip(latents_W.tolist(), values_W.tolist(), strict=True)) == kept + free
+        assert int(count) == len(kept)
+
+
+def test_batch_selection_goes_on_after_rows_that_are_not_finite():
+    step, _, _ = prepared(gpu.TritonStep, 3, 64, 2, 4, "batch_topk")
+    clean = found_by(step, batch(4, 3, 0), [])
+    places = step._selection.values_BK.shape[1]
+    assert not found_by(step, batch(4, 3, 0) * torch.inf, []).sums.isfinite().all()
+    assert torch.equal(found_by(step, batch(4, 3, 0), []).sums, clean.sums)
+    assert step._selection.values_BK.shape[1] == places, "they take no memory"
+
+
+@BOTH
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, of infinity times zero
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_shows_in_the_figures(value):
+def test_what_is_not_finite_shows_in_the_figures(value, architecture):
     x_BD = batch(4, 3, 0)
     x_BD[2, 1] = value
-    assert not found_by(prepared(gpu.TritonStep, 3, 8, 2, 4)[0], x_BD, []).sums.isfinite().all()
-    step, sae, _ = prepared(gpu.TritonStep, 3, 8, 2, 4)
+    assert not found_by(prepared(gpu.TritonStep, 3, 8, 2, 4, architecture)[0], x_BD, []).sums.isfinite().all()
+    step, sae, _ = prepared(gpu.TritonStep, 3, 8, 2, 4, architecture)
     with torch.no_grad():
         sae.W_enc[5] = value
     assert not found_by(step, batch(4, 3, 0), []).sums[0].isfinite() or value == -torch.inf
@@ -185,17 +244,24 @@ def steps_of_a_rank(rank: int, world: int, store: str, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
     )
-    state = some_steps(dist.group.WORLD, slice(rank * 4 // world, (rank + 1) * 4 // world))
-    torch.save(state, f"{folder}/{rank}.pt")
+    for kind in KINDS_OF_RANKS:
+        state = some_steps(dist.group.WORLD, slice(rank * 4 // world, (rank + 1) * 4 // world), *kind)
+        torch.save(state, f"{folder}/{'-'.join(map(str, kind))}-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # gloo's threads have been seen to abort an interpreter that takes its time to end
 
 
-def some_steps(group: "dist.ProcessGroup | None", own: slice) -> list[torch.Tensor]:
+KINDS_OF_RANKS = [("topk", False), ("batch_topk", False), ("batch_topk", True)]
+
+
+def some_steps(
+    group: "dist.ProcessGroup | None", own: slice, architecture: str, select_per_rank: bool
+) -> list[torch.Tensor]:
     """Weights, moments and figures after two steps on this share of the rows."""
-    _, sae, moments = prepared(gpu.TritonStep, 3, 8, 2, 4)
-    step = gpu.TritonStep(sae, moments, StepOptions(4, V, 0.25, 2, 0.9, 0.99, 1e-8, 0.0), group)
+    _, sae, moments = prepared(gpu.TritonStep, 3, 8, 2, 4, architecture)
+    options = StepOptions(4, V, 0.25, 2, 0.9, 0.99, 1e-8, 0.0, select_per_rank=select_per_rank)
+    step = gpu.TritonStep(sae, moments, options, group)
     for number in (1, 2):
         found = found_by(step, batch(4, 3, number)[own], [1, 3, 4])
         step.update(1e-2, number)
@@ -205,10 +271,13 @@ def some_steps(group: "dist.ProcessGroup | None", own: slice) -> list[torch.Tens
 @pytest.mark.skipif(not INTERPRETED, reason="gloo's ranks are on the CPU")
 def test_ranks_stay_bit_equal_and_near_the_single_process(tmp_path):
     multiprocessing.spawn(steps_of_a_rank, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
-    for shared, alone in zip(first, some_steps(None, slice(4)), strict=True):
-        torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-7)
+    for kind in KINDS_OF_RANKS:
+        name = "-".join(map(str, kind))
+        first, second = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2))
+        assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+        for shared, alone in zip(first, some_steps(None, slice(4), *kind), strict=True):
+            if kind != ("batch_topk", True):  # where ranks choose by themselves, they choose otherwise
+                torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-7)
 
 
 def test_who_gets_this_step():
@@ -236,7 +305,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
-from sae_core import SAEConfig, TopKSAE
+from sae_core import SAEConfig, make_sae
 from sae_core.kernels import Moments, StepOptions, gpu
 
 class H100:
@@ -252,14 +321,17 @@ def compile_only(function, grid):
 
 driver.set_active(H100())
 JITFunction.__getitem__ = compile_only
-sae = TopKSAE(SAEConfig(d_in=100, n_latents=300, k=4))
-moments = {name: Moments(*torch.zeros(2, *p.shape)) for name, p in sae.named_parameters()}
 gpu.product = lambda *_: None
 x_BD = torch.zeros(64, 100)
-for precision in ("fp32", "bf16"):
-    step = gpu.TritonStep(sae, moments, StepOptions(64, 1.0, 0.0, 1, 0.9, 0.999, 1e-8, 0.0, precision=precision))
-    step.gradients(x_BD, x_BD, torch.zeros(300, dtype=torch.bool), 0.0)
-    step.update(1e-3, 1)
+for architecture in ("topk", "batch_topk"):
+    sae = make_sae(SAEConfig(d_in=100, n_latents=300, k=4, architecture=architecture))
+    moments = {name: Moments(*torch.zeros(2, *p.shape)) for name, p in sae.named_parameters()}
+    for precision in ("fp32", "bf16"):
+        step = gpu.TritonStep(sae, moments, StepOptions(64, 1.0, 0.0, 1, 0.9, 0.999, 1e-8, 0.0, precision=precision))
+        if architecture == "batch_topk":
+            step._selection.holds = lambda: True  # nothing has run
+        step.gradients(x_BD, x_BD, torch.zeros(300, dtype=torch.bool), 0.0)
+        step.update(1e-3, 1)
 """
 
 
@@ -272,7 +344,8 @@ def test_every_kernel_compiles_for_a_gpu_without_one():
     )
     assert run.returncode == 0, run.stderr
     sizes = [line.split() for line in run.stdout.splitlines()]
-    assert [name for name, _ in sizes] == 2 * ["_take", "_errors", "_stretches", "_update"]
+    rest = ["_errors", "_stretches", "_update"]
+    assert [name for name, _ in sizes] == 2 * ["_take", *rest] + 2 * ["_reaching", "_keep", *rest]
     assert min(int(size) for _, size in sizes) > 0
 
 
@@ -283,10 +356,11 @@ def test_all_of_this_on_a_gpu():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@BOTH
 @pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_a_training_on_a_gpu_learns_without_making_the_host_wait(precision):
-    sae = TopKSAE(SAEConfig(d_in=64, n_latents=1024, k=8)).to(DEVICE)
+def test_a_training_on_a_gpu_learns_without_making_the_host_wait(precision, architecture):
+    sae = make_sae(SAEConfig(d_in=64, n_latents=1024, k=8, architecture=architecture)).to(DEVICE)
     config = TrainerConfig(batch_size=256, steps=60, dead_after_rows=2048, precision=precision)
     trainer = Trainer(sae, config, variance=64.0)
     assert type(trainer._step) is gpu.TritonStep
