@@ -143,8 +143,8 @@ def step_seconds(config: PipelineConfig, d: int, on: Hardware) -> tuple[float, s
     """Seconds of one training step on `train_workers` GPUs, and how they come about.
 
     B tokens of the whole batch, d and n the autoencoder's widths. TopK and BatchTopK: the ranks share the encoder's
-    matmul; each updates all weights from the exchanged codes (TopK's 12.4 ms at d=3,072 n=65,536 k=64 B=8,192 on one H200
-    were measured). Others: dense autograd, and an all-reduce of gradients.
+    matmul; each updates all weights from the exchanged codes (TopK: 12.4 ms at d=3,072 n=65,536 k=64 B=8,192 on one
+    H200, as measured). Others: dense autograd, and an all-reduce of gradients.
     """
     train, gpu = config.train, on.gpu
     ranks = _ranks(config, on)
