@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import deploy
+from flows import deploy, pool
 from flows.config import PipelineConfig, presets
 from flows.dag import STAGES
 from tasks.errors import ClusterError, InputError
@@ -54,7 +54,7 @@ def test_schedules_wait_until_they_are_switched_on_and_run_one_at_a_time() -> No
 
 @pytest.mark.parametrize("kind", ["process", "kubernetes"])
 def test_a_worker_keeps_runs_that_outlive_it_and_they_send_heartbeats(kind: str) -> None:
-    template = deploy.base_job_template(kind)
+    template = pool.base_job_template(kind)
     properties = template["variables"]["properties"]
     assert properties["stream_output"]["default"] is False
     assert properties["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
@@ -65,7 +65,7 @@ def test_a_worker_keeps_runs_that_outlive_it_and_they_send_heartbeats(kind: str)
 
 def test_an_unknown_kind_of_pool_is_refused() -> None:
     with pytest.raises(InputError, match="'docker' is not known here; take process or kubernetes"):
-        deploy.base_job_template("docker")
+        pool.base_job_template("docker")
 
 
 @pytest.mark.parametrize("given", ["NAME", "=block", "NAME=", "a name=block", "NAME=A_Block", "NAME={{ block }}"])
@@ -88,7 +88,7 @@ def test_without_a_server_it_says_what_to_do(capsys: pytest.CaptureFixture[str])
 def test_what_prefect_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(ClusterError, match="prefect work-pool inspect nothing failed: "):
-        deploy.prefect("work-pool", "inspect", "nothing")
+        pool.prefect("work-pool", "inspect", "nothing")
 
 
 def test_another_pool_takes_all_deployments() -> None:

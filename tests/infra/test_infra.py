@@ -19,7 +19,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.deploy import base_job_template
+from flows.pool import base_job_template
 from tasks.settings import settings
 
 ROOT = Path(__file__).parents[2]
