@@ -9,6 +9,7 @@ from sae_core.architectures.batch_topk import BatchTopKSAE
 from sae_core.codes import Codes, TopKCodes
 from sae_core.config import default_prefixes
 from sae_core.losses import Batch, squared_error
+from sae_core.sae import SAE
 from sae_core.topk import top_k
 
 
@@ -50,3 +51,13 @@ class MatryoshkaSAE(BatchTopKSAE):
             errors.append(squared_error(reconstruction_BD, batch.target_BD))
             begin = end
         return errors[-1], torch.stack(errors).mean() - errors[-1], reconstruction_BD
+
+
+def nested(sae: SAE) -> tuple[int, ...]:
+    """Sizes of the nested dictionaries that have to reconstruct alone; but for Matryoshka, all latents."""
+    return sae.prefixes if isinstance(sae, MatryoshkaSAE) else (sae.config.n_latents,)
+
+
+def selects_over_batch(sae: SAE) -> bool:
+    """Whether latents are selected over the batch in training, and not row by row."""
+    return isinstance(sae, BatchTopKSAE) and not (isinstance(sae, MatryoshkaSAE) and sae.config.selection == "row")

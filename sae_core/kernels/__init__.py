@@ -2,8 +2,8 @@
 
     step.py         what a step is to the trainer
     reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
-    cpu.py          TopK and BatchTopK in fp32 on a CPU: all but the encoder's matmul in compiled loops (cpu_top_k.py,
-                    cpu_batch_top_k.py, cpu_loops.py)
+    cpu.py          TopK, BatchTopK and Matryoshka in fp32 on a CPU: all but the encoder's matmul in compiled loops
+                    (cpu_top_k.py, cpu_batch_top_k.py, cpu_loops.py)
     gpu.py          TopK and BatchTopK on a GPU, in Triton (gpu_top_k.py, gpu_batch_top_k.py, gpu_loops.py)
     ranks.py        what ranks exchange in these two
 
@@ -17,6 +17,7 @@ import torch
 from torch import distributed as dist
 
 from sae_core.architectures.batch_topk import BatchTopKSAE
+from sae_core.architectures.matryoshka import MatryoshkaSAE
 from sae_core.gradients import written_by_hand
 from sae_core.kernels import ranks
 from sae_core.kernels.reference import DenseStep
@@ -37,15 +38,15 @@ def step_for(
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
     device = sae.W_enc.device
     plain = all(t.device == device and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    batch_top_k = type(sae) is BatchTopKSAE and sae.config.subtracts_pre_bias
-    if plain and (written_by_hand(sae) or batch_top_k) and options.clip_norm is None:
+    fixed_k = type(sae) in (BatchTopKSAE, MatryoshkaSAE) and sae.config.subtracts_pre_bias
+    if plain and (written_by_hand(sae) or fixed_k) and options.clip_norm is None:
         if device.type == "cpu":
             from sae_core.kernels import cpu  # numba takes a second to import
 
             if ranks.agreed(cpu.available(), device, group):
                 return cpu.FusedStep(sae, moments, options, group)
         triton = find_spec("triton") is not None
-        if device.type == "cuda" and ranks.agreed(triton, device, group):
+        if device.type == "cuda" and type(sae) is not MatryoshkaSAE and ranks.agreed(triton, device, group):
             from sae_core.kernels import gpu
 
             if gpu.sparse_wins(len(sae.W_enc), sae.config.k, options.rows, dist.get_world_size(group) if group else 1):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sae_core.architectures.batch_topk import BatchTopKSAE
+from sae_core.architectures.matryoshka import nested, selects_over_batch
 from sae_core.autograd import SUMS
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
@@ -46,7 +47,8 @@ def available() -> bool:
 
 
 class FusedStep:
-    """Gradients as sparse codes and errors, applied in one pass over the latents, of TopK and BatchTopK. A `Step`."""
+    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step` of TopK, BatchTopK and
+    Matryoshka."""
 
     def __init__(
         self,
@@ -63,19 +65,20 @@ class FusedStep:
         self._own = ranks.share(rows, self._group)
         n, d = sae.W_enc.shape
         self._selection: RowSelection | BatchSelection = RowSelection(rows, k, n)
-        self.figures = 3
-        if isinstance(sae, BatchTopKSAE):
+        if selects_over_batch(sae):
             together = None if options.select_per_rank else self._group
-            self._selection, self.figures = BatchSelection(rows, k, n, self._own, together), SUMS
+            self._selection = BatchSelection(rows, k, n, self._own, together)
+        self.figures = SUMS if isinstance(sae, BatchTopKSAE) else 3
+        self._ends_G = np.array(nested(sae))
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
         self._x_BD = torch.empty(rows, d)
         self._centred_BD = torch.empty(rows, d)
         self._pre_TN = torch.empty(min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n)), n)
-        self._error_BD = torch.empty(rows, d)
+        self._error_GBD = torch.empty(len(self._ends_G), rows, d)
         blocks = -(-rows // ROWS)
         self._error_RD = np.empty((blocks, d), np.float32)
-        self._sums_R2 = np.empty((blocks, 2))
+        self._sums_R3 = np.empty((blocks, 3))
         self._starts_N1 = np.empty(n + 1, np.int64)
         self._make_room(k, rows * k)
         self._dead_place_N = np.full(n, -1, np.int32)
@@ -107,13 +110,14 @@ class FusedStep:
             self._x_BD.numpy(),
             self._moving["b_pre"].weight,
             self._moving["W_dec"].weight,
+            self._ends_G,
             chosen.values_BK,
             chosen.places_BK,
             chosen.counts_B,
-            self._error_BD.numpy(),
+            self._error_GBD.numpy(),
             self._d_values_BK,
             self._error_RD,
-            self._sums_R2,
+            self._sums_R3,
         )
         loops.sort_by_latent(
             chosen.values_BK,
@@ -126,13 +130,14 @@ class FusedStep:
             self._values_P,
             self._d_values_P,
         )
-        squared_error, squared_norm = self._sums_R2.sum(0).tolist()
+        squared_error, squared_norm, squared_errors = self._sums_R3.sum(0).tolist()
         sums = [squared_error / options.variance, 0.0, squared_norm]
         self._dead_place_N.fill(-1)
         self._dead = self._nobody
         if pre_BM.shape[1]:
             scale = self._scale * options.auxiliary
-            centred_BD, error_BD = self._centred_BD[self._own], self._error_BD[self._own]
+            centred_BD, error_BD = self._centred_BD[self._own], self._error_GBD[-1, self._own]
+            error_BD = error_BD * len(self._ends_G) if len(self._ends_G) > 1 else error_BD
             found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
             if self._group:
                 for tensor in found:
@@ -141,7 +146,7 @@ class FusedStep:
             self._dead = (found.W_enc_MD.numpy(), found.W_dec_MD.numpy(), found.b_enc_M.numpy())
             sums[1] = float(found.squared_error) / options.variance
         if self.figures == SUMS:
-            sums += [sums[0] + options.auxiliary * sums[1], 0.0]
+            sums += [squared_errors / options.variance + options.auxiliary * sums[1], 0.0]
         return Found(torch.tensor(sums, dtype=torch.float64), torch.from_numpy(np.diff(self._starts_N1)))
 
     def _encode(self, dead_M: Tensor) -> Tensor:
@@ -175,8 +180,9 @@ class FusedStep:
         adamw = self._options.adamw(learning_rate, number)
         loops.update(
             self._centred_BD.numpy(),
-            self._error_BD.numpy(),
+            self._error_GBD.numpy(),
             self._error_RD.sum(0) * np.float32(self._scale),
+            self._ends_G,
             self._starts_N1,
             self._rows_P,
             self._values_P,

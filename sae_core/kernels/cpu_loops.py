@@ -1,5 +1,9 @@
 """The loops of the CPU's training step, apart from the selection: decoding, sorting, and gradients with their update.
 
+The latents are in G groups, one behind the other, and the first g groups have to reconstruct a row by themselves, for
+every g (Matryoshka; elsewhere G = 1). With e_g = x^_g - x the loss is mean_g ||e_g||^2, and its gradient by what a
+latent of group j adds to the row is twice the *suffix error* E_j = sum_{g >= j} e_g / G; if G = 1, the error itself.
+
 Shapes: B rows, D d_in, N n_latents, K k, P pairs (row, latent) that fired, M dead latents, R blocks.
 """
 
@@ -46,33 +50,63 @@ def errors(
     x_BD: np.ndarray,
     b_pre_D: np.ndarray,
     W_dec: np.ndarray,
+    ends_G: np.ndarray,
     values_BK: np.ndarray,
     places_BK: np.ndarray,
     counts_B: np.ndarray,
-    error_BD: np.ndarray,
+    error_GBD: np.ndarray,
     d_values_BK: np.ndarray,
     error_RD: np.ndarray,
-    sums_R2: np.ndarray,
+    sums_R3: np.ndarray,
 ) -> None:
-    """Decodes: error x^ - x, its product with each decoder row that fired, and for each block of rows the sum of the
-    error, its squared norm and that of x."""
-    rows = x_BD.shape[0]
+    """Decodes: suffix errors, their products with each decoder row that fired, and for each block of rows the sum of
+    E_1, the squared norms of the last e_g and of x, and the mean over g of the squared norms of e_g.
+
+    `ends_G` (int64): the number of latents in the first g groups.
+    """
+    rows, groups = x_BD.shape[0], len(ends_G)
+    share = np.float32(1 / groups)
     for block in prange((rows + ROWS - 1) // ROWS):
-        sum_D = error_RD[block]
+        sum_D, most = error_RD[block], values_BK.shape[1]
         sum_D[:] = 0
-        squared_error, squared_norm = 0.0, 0.0
+        squared_error, squared_errors, squared_norm = 0.0, 0.0, 0.0
+        decoded_D = np.empty(x_BD.shape[1], np.float32)
+        found_values, found_places = np.empty(most, np.float32), np.empty(most, np.int32)
         for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
-            x_D, error_D, places_K = x_BD[row], error_BD[row], places_BK[row]
-            error_D[:] = b_pre_D
-            _add_rows(error_D, values_BK[row], places_K, 0, counts_B[row], W_dec)
-            for i in range(error_D.shape[0]):
-                error_D[i] -= x_D[i]
-                sum_D[i] += error_D[i]
-            squared_error += dot(error_D, error_D)
+            x_D, values_K, places_K, d_values_K = x_BD[row], values_BK[row], places_BK[row], d_values_BK[row]
+            decoded_D[:] = b_pre_D
+            last = 0.0
+            for group in range(groups):
+                error_D = error_GBD[group, row]
+                begin, end, found = ends_G[group - 1] if group else 0, ends_G[group], 0
+                for j in range(counts_B[row]):
+                    if begin <= places_K[j] < end:
+                        found_values[found], found_places[found] = values_K[j], places_K[j]
+                        found += 1
+                _add_rows(decoded_D, found_values, found_places, 0, found, W_dec)
+                for i in range(error_D.shape[0]):
+                    error_D[i] = decoded_D[i] - x_D[i]
+                last = dot(error_D, error_D)
+                squared_errors += last
+            squared_error += last
             squared_norm += dot(x_D, x_D)
-            for j in range(counts_B[row]):
-                d_values_BK[row, j] = dot(W_dec[places_K[j]], error_D)
-        sums_R2[block, 0], sums_R2[block, 1] = squared_error, squared_norm
+            for group in range(groups - 1, -1, -1):
+                error_D = error_GBD[group, row]
+                if groups > 1:
+                    for i in range(error_D.shape[0]):
+                        error_D[i] *= share
+                if group < groups - 1:
+                    later_D = error_GBD[group + 1, row]
+                    for i in range(error_D.shape[0]):
+                        error_D[i] += later_D[i]
+                begin, end = ends_G[group - 1] if group else 0, ends_G[group]
+                for j in range(counts_B[row]):
+                    if begin <= places_K[j] < end:
+                        d_values_K[j] = dot(W_dec[places_K[j]], error_D)
+            error_D = error_GBD[0, row]
+            for i in range(error_D.shape[0]):
+                sum_D[i] += error_D[i]
+        sums_R3[block, 0], sums_R3[block, 1], sums_R3[block, 2] = squared_error, squared_norm, squared_errors / groups
 
 
 @compiled()
@@ -123,8 +157,9 @@ def _adamw(weight: np.ndarray, exp_avg: np.ndarray, exp_avg_sq: np.ndarray, grad
 @compiled(parallel=True)
 def update(
     centred_BD: np.ndarray,
-    error_BD: np.ndarray,
+    error_GBD: np.ndarray,
     error_D: np.ndarray,
+    ends_G: np.ndarray,
     starts_N1: np.ndarray,
     rows_P: np.ndarray,
     values_P: np.ndarray,
@@ -141,8 +176,9 @@ def update(
 ) -> None:
     """One pass over the latents: both gradients of a latent in one row, AdamW, and the direction back to norm 1.
 
-    `error_D` is the gradient of b_pre through the decoder. `dead_*` are gradients of the auxiliary loss, that of latent
-    i in row dead_place_N[i], none where it is negative.
+    `error_GBD` are suffix errors, of the groups that end before latents `ends_G`; `error_D` is the gradient of b_pre
+    through the decoder. `dead_*` are gradients of the auxiliary loss, that of latent i in row dead_place_N[i], none
+    where it is negative.
     """
     n, d = W_enc.weight.shape
     enc, enc_avg, enc_sq = W_enc
@@ -152,7 +188,10 @@ def update(
     for block in prange(LATENT_BLOCKS):
         gradient_D = np.empty(d, np.float32)
         sum_D = through_encoder_RD[block]
+        group = 0
         for latent in range(block * n // LATENT_BLOCKS, (block + 1) * n // LATENT_BLOCKS):
+            while latent >= ends_G[group]:
+                group += 1
             begin, end, place = starts_N1[latent], starts_N1[latent + 1], dead_place_N[latent]
             row_D = enc[latent]
             gradient_D[:] = 0
@@ -173,7 +212,7 @@ def update(
             gradient_D[:] = 0
             if place >= 0:
                 gradient_D[:] = dead_W_dec_MD[place]
-            _add_rows(gradient_D, values_P, rows_P, begin, end, error_BD)
+            _add_rows(gradient_D, values_P, rows_P, begin, end, error_GBD[group])
             along = dot(gradient_D, row_D)
             for i in range(d):
                 gradient_D[i] = fma(-along, row_D[i], gradient_D[i])

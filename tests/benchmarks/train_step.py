@@ -16,6 +16,7 @@ SHAPES = {  # name: rows, d, n, k
     "train_step_cpu_d2048_n32768_k64": (1024, 2048, 32768, 64),
     "train_step_cpu_d64_n1024_k16": (1024, 64, 1024, 16),
     "train_step_cpu_batch_topk_d512_n8192_k32": (2048, 512, 8192, 32),
+    "train_step_cpu_matryoshka_d512_n8192_k32": (2048, 512, 8192, 32),
 }
 SECONDS = 20.0  # for each shape
 FEWEST = 5
@@ -26,9 +27,14 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
     torch.set_num_threads(THREADS)
     for name, (rows, d, n, k) in SHAPES.items():
         if wanted in name:
-            architecture: Architecture = "batch_topk" if "batch_topk" in name else "topk"
-            x_BD, step = batch(rows, d), stepper(rows, d, n, k, architecture)
+            x_BD, step = batch(rows, d), stepper(rows, d, n, k, architecture_of(name))
             yield row(name, lambda step=step, x_BD=x_BD: step(x_BD), floor(x_BD, n))
+
+
+def architecture_of(name: str) -> Architecture:
+    """What a row's name says, or topk."""
+    named: tuple[Architecture, ...] = ("batch_topk", "matryoshka")
+    return next((architecture for architecture in named if architecture in name), "topk")
 
 
 def batch(rows: int, d: int) -> torch.Tensor:

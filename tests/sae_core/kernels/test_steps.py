@@ -10,12 +10,16 @@ from sae_core.kernels.cpu import PARAMETERS, FusedStep
 from sae_core.kernels.reference import DenseStep
 
 V = 3.7
+BY_AUTOGRAD = ["batch_topk", "matryoshka", "matryoshka by row"]  # in the reference
 SHAPES = [(17, 96, 5, 40), (64, 200, 16, 33), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
 
 def prepared(d: int, n: int, k: int, rows: int, dtype=torch.float32, architecture="topk", **changes):
     """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
-    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=architecture))
+    name, _, by_row = architecture.partition(" ")
+    nested = {"prefixes": tuple(sorted({1, n // 3 or 1, n}))} if name == "matryoshka" else {}
+    selection = {"selection": "row"} if by_row else {}
+    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=name, **nested, **selection))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -67,7 +71,7 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
         assert relative_error(moments[name].exp_avg, getattr(expected, name)) <= 1e-6, name
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
+@pytest.mark.parametrize("architecture", ["topk", *BY_AUTOGRAD])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
 def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, architecture):
     (fused, sae, _), (dense, twin, _) = (
@@ -83,16 +87,17 @@ def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, archi
         dense.update(1e-2 / number, number)
     for name in PARAMETERS:
         assert relative_error(getattr(sae, name).detach(), getattr(twin, name).detach()) <= 1e-4, name
-    if architecture == "batch_topk":
+    if architecture != "topk":
         torch.testing.assert_close(sae.threshold.double(), twin.threshold, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(n))
 
 
+@pytest.mark.parametrize("architecture", BY_AUTOGRAD)
 @pytest.mark.parametrize("dead", [0, 7, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
-def test_gradients_of_batch_topk_equal_those_of_autograd_in_float64(d, n, k, rows, dead):
-    step, _, moments = prepared(d, n, k, rows, architecture="batch_topk", beta1=0.0)
-    dense, _, expected = prepared(d, n, k, rows, torch.float64, "batch_topk", beta1=0.0)
+def test_gradients_equal_those_of_autograd_in_float64(d, n, k, rows, dead, architecture):
+    step, _, moments = prepared(d, n, k, rows, architecture=architecture, beta1=0.0)
+    dense, _, expected = prepared(d, n, k, rows, torch.float64, architecture, beta1=0.0)
     x_BD = batch(rows, d, 0)
     dead_M = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else min(dead, n)]
     found, exact = found_by(step, x_BD, dead_M), found_by(dense, x_BD.double(), dead_M)
@@ -125,11 +130,12 @@ def test_a_latent_that_does_not_fire_still_decays_and_moves():
     torch.testing.assert_close(sae.W_enc.detach(), moved)
 
 
-def test_bits_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("architecture", ["topk", *BY_AUTOGRAD])
+def test_bits_do_not_depend_on_the_number_of_threads(architecture):
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        step, sae, _ = prepared(64, 512, 8, 200)
+        step, sae, _ = prepared(64, 512, 8, 200, architecture=architecture)
         for number in range(1, 4):
             found = found_by(step, batch(200, 64, number), torch.arange(40))
             step.update(1e-2, number)
@@ -156,6 +162,7 @@ def test_each_architecture_dtype_and_machine_gets_its_step(monkeypatch):
     assert kind(TopKSAE(config)) is FusedStep
     assert kind(TopKSAE(config).double()) is DenseStep
     assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="batch_topk"))) is FusedStep
-    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="matryoshka"))) is DenseStep
+    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="matryoshka"))) is FusedStep
+    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, architecture="gated"))) is DenseStep
     monkeypatch.setattr(cpu, "available", lambda: False)
     assert kind(TopKSAE(config)) is DenseStep
