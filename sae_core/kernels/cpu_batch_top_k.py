@@ -114,13 +114,13 @@ def _reaching(
     room = values_TW.shape[1]
     for block in prange((rows + ROWS - 1) // ROWS):
         chunks = 64
-        largest_C = np.empty(chunks, np.float32)
+        nothing_C, largest_C = np.full(chunks, np.float32(-np.inf)), np.empty(chunks, np.float32)
         for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
             pre_N, values_W, places_W = pre_TN[row], values_TW[row], places_TW[row]
             total, count = np.float32(0), 0
             for start in range(0, n, chunks):
-                largest_C[:] = -np.inf  # so that what is raised is the sum itself
-                total += raise_maxima(largest_C, pre_N[start : start + chunks], bias_N[start : start + chunks])
+                part = slice(start, start + chunks)
+                total += raise_maxima(largest_C, nothing_C, pre_N[part], bias_N[part])  # the sums themselves
                 reached = 0
                 for c in range(chunks):
                     reached += (largest_C[c] >= bound) & (largest_C[c] > 0)
