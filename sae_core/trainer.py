@@ -49,7 +49,7 @@ class TrainerConfig(ScheduleConfig):
     )
     select_per_rank: bool = Field(False, description="Batch-wide selections look at each rank's rows alone.")
     precision: Precision = Field(
-        "fp32", description="Of factors in topk's and batch_topk's products on a GPU (sae_core/kernels/gpu.py)."
+        "fp32", description="Of factors in products on a GPU, where k is given (sae_core/kernels/gpu.py)."
     )
 
 

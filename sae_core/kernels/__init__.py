@@ -4,7 +4,7 @@
     reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
     cpu.py          TopK, BatchTopK and Matryoshka in fp32 on a CPU: all but the encoder's matmul in compiled loops
                     (cpu_top_k.py, cpu_batch_top_k.py, cpu_loops.py)
-    gpu.py          TopK and BatchTopK on a GPU, in Triton (gpu_top_k.py, gpu_batch_top_k.py, gpu_loops.py)
+    gpu.py          the same on a GPU, in Triton (gpu_top_k.py, gpu_batch_top_k.py, gpu_loops.py)
     ranks.py        what ranks exchange in these two
 
 `step_for` chooses among them.
@@ -46,7 +46,7 @@ def step_for(
             if ranks.agreed(cpu.available(), device, group):
                 return cpu.FusedStep(sae, moments, options, group)
         triton = find_spec("triton") is not None
-        if device.type == "cuda" and type(sae) is not MatryoshkaSAE and ranks.agreed(triton, device, group):
+        if device.type == "cuda" and ranks.agreed(triton, device, group):
             from sae_core.kernels import gpu
 
             if gpu.sparse_wins(len(sae.W_enc), sae.config.k, options.rows, dist.get_world_size(group) if group else 1):

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sae_core.architectures.batch_topk import BatchTopKSAE
+from sae_core.architectures.matryoshka import nested, selects_over_batch
 from sae_core.autograd import SUMS
 from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
 from sae_core.kernels import gpu_loops as loops
@@ -50,7 +51,8 @@ def sparse_wins(n: int, k: int, rows: int, world: int) -> bool:
 
 
 class TritonStep:
-    """Gradients as sparse codes and errors, applied in one pass over the latents, of TopK and BatchTopK. A `Step`."""
+    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step` of TopK, BatchTopK and
+    Matryoshka."""
 
     def __init__(
         self,
@@ -70,14 +72,16 @@ class TritonStep:
         rows = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // width))
         self._pre_BT = torch.empty(rows, width, device=self._device)
         self._selection: RowSelection | BatchSelection
-        if isinstance(sae, BatchTopKSAE):
+        if selects_over_batch(sae):
             selecting = self._own, self._group, options.select_per_rank
-            self._selection, self.figures = BatchSelection(options.rows, k, n, *selecting, self._device), SUMS
+            self._selection = BatchSelection(options.rows, k, n, *selecting, self._device)
         else:
-            self._selection, self.figures = RowSelection(options.rows, k, n, rows, self._device), 3
+            self._selection = RowSelection(options.rows, k, n, rows, self._device)
+        self.figures = SUMS if isinstance(sae, BatchTopKSAE) else 3
+        self._ends_G = torch.tensor(nested(sae), dtype=torch.int32, device=self._device)
         self._centred_BD = torch.empty(options.rows, d, device=self._device)
-        self._error_BD = torch.empty(options.rows, d, device=self._device)
-        self._halves = _Halves(sae, options.rows) if options.precision == "bf16" else None
+        self._error_GBD = torch.empty(len(self._ends_G), options.rows, d, device=self._device)
+        self._halves = _Halves(sae, self._error_GBD.shape) if options.precision == "bf16" else None
         self._dead_latents = _DeadLatents(self._device)
         self._pairs: loops.Pairs | None = None
         self._dead = self._no_gradients(0)
@@ -88,28 +92,27 @@ class TritonStep:
         sae, options, chosen = self._sae, self._options, self._selection
         dead_M = self._dead_latents.of(dead_N) if options.auxiliary > 0 else None
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
-        _, W_dec, _, error_BD = self._factors()
+        _, W_dec, _, error_GBD = self._factors()
         holds = False
         while not holds:
             self._encode()
             if self._group:
                 self._exchange(self._group)
             codes = chosen.values_BK, chosen.latents_BK
-            sums_B2 = loops.errors(
-                self._centred_BD, sae.b_pre, W_dec, *codes, chosen.counts_B, self._error_BD, error_BD
+            sums_B3 = loops.errors(
+                self._centred_BD, sae.b_pre, W_dec, self._ends_G, *codes, chosen.counts_B, self._error_GBD, error_GBD
             )
             self._pairs = pairs = loops.Pairs.of(*codes, len(sae.b_enc))
             holds = chosen.holds()
-        squared_error, squared_norm = sums_B2.sum(0, dtype=torch.float64)
+        squared_error, squared_norm, squared_errors = sums_B3.sum(0, dtype=torch.float64)
         auxiliary_error = torch.zeros_like(squared_error)
         self._dead = self._no_gradients(0)
         if dead_M is not None and len(dead_M):
             with _tf32(options.precision != "fp32"):
                 self._dead, auxiliary_error = self._auxiliary(dead_M, dead_N)
-        error, auxiliary = squared_error / options.variance, auxiliary_error / options.variance
-        sums = [error, auxiliary, squared_norm]
+        sums = [squared_error / options.variance, auxiliary_error / options.variance, squared_norm]
         if self.figures == SUMS:
-            sums += [error + options.auxiliary * auxiliary, torch.zeros_like(error)]
+            sums += [squared_errors / options.variance + options.auxiliary * sums[1], torch.zeros_like(squared_norm)]
         return Found(torch.stack(sums), pairs.starts_N1.diff().long())
 
     def _exchange(self, group: "dist.ProcessGroup") -> None:
@@ -121,10 +124,10 @@ class TritonStep:
             ranks.gather(tensor, self._own, group)
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """W_enc, W_dec, centred rows and errors as products take them."""
+        """W_enc, W_dec, centred rows and suffix errors as products take them."""
         if self._halves:
-            return self._halves.W_enc, self._halves.W_dec, self._halves.centred_BD, self._halves.error_BD
-        return self._sae.W_enc, self._sae.W_dec, self._centred_BD, self._error_BD
+            return self._halves.W_enc, self._halves.W_dec, self._halves.centred_BD, self._halves.error_GBD
+        return self._sae.W_enc, self._sae.W_dec, self._centred_BD, self._error_GBD
 
     def _encode(self) -> None:
         """The codes of this rank's rows."""
@@ -155,8 +158,10 @@ class TritonStep:
         dead, squared_error = self._no_gradients(len(dead_M)), torch.zeros((), device=self._device)
         total = AuxiliaryGradients(dead.W_enc_MD, dead.W_dec_MD, dead.b_enc_M, squared_error)
         tile = max(1, TILE_ELEMENTS // len(dead_M))
-        own = (tensor[self._own].split(tile) for tensor in (self._centred_BD, self._error_BD))
+        dictionaries = len(self._ends_G)  # of the error of all latents the last suffix error is that part
+        own = (tensor[self._own].split(tile) for tensor in (self._centred_BD, self._error_GBD[-1]))
         for centred_BD, error_BD in zip(*own, strict=True):
+            error_BD = error_BD * dictionaries if dictionaries > 1 else error_BD
             pre_BM = torch.addmm(b_enc_M, centred_BD, W_enc_MD.t()).masked_fill_(lives_M, -torch.inf)
             scale = self._scale * options.auxiliary
             found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
@@ -181,11 +186,12 @@ class TritonStep:
             raise RuntimeError("There is no gradient to update with: call gradients() first.")
         pairs, self._pairs = self._pairs, None
         adamw = self._options.adamw(learning_rate, number)
-        _, _, centred_BD, error_BD = self._factors()
-        through_GD = loops.update(
+        _, _, centred_BD, error_GBD = self._factors()
+        through_QD = loops.update(
             centred_BD,
-            error_BD,
+            error_GBD,
             self._scale,
+            self._ends_G,
             pairs,
             self._dead,
             self._moving["W_enc"],
@@ -194,7 +200,7 @@ class TritonStep:
             adamw,
             (self._halves.W_enc, self._halves.W_dec) if self._halves else None,
         )
-        gradient_D = self._error_BD.sum(0) * self._scale - through_GD.sum(0)
+        gradient_D = self._error_GBD[0].sum(0) * self._scale - through_QD.sum(0)
         weight_D, (mean_D, square_D) = self._moving["b_pre"]
         mean_D.mul_(adamw.beta1).add_(gradient_D, alpha=adamw.rest1)
         square_D.mul_(adamw.beta2).addcmul_(gradient_D, gradient_D, value=adamw.rest2)
@@ -207,10 +213,10 @@ class TritonStep:
 class _Halves:
     """Copies in bf16 of what products read; the update keeps those of the weights up to date."""
 
-    def __init__(self, sae: SAE, rows: int) -> None:
-        n, d = sae.W_enc.shape
-        self.W_enc, self.W_dec = torch.empty(2, n, d, dtype=torch.bfloat16, device=sae.W_enc.device)
-        self.centred_BD, self.error_BD = torch.empty(2, rows, d, dtype=torch.bfloat16, device=sae.W_enc.device)
+    def __init__(self, sae: SAE, errors: torch.Size) -> None:
+        self.W_enc, self.W_dec = sae.W_enc.detach().bfloat16(), sae.W_dec.detach().bfloat16()
+        self.error_GBD = torch.empty(errors, dtype=torch.bfloat16, device=sae.W_enc.device)
+        self.centred_BD = torch.empty_like(self.error_GBD[0])
         self._seen = (-1, -1)
 
     def renew(self, sae: SAE) -> None:

@@ -1,9 +1,10 @@
 """The kernels of the GPU's training step, apart from the selection: decoding, and gradients with their update.
 
-Nothing is added atomically: every sum has one order, so that ranks which have the same rows get the same bits.
+Nothing is added atomically: every sum has one order, so that ranks which have the same rows get the same bits. Suffix
+errors of nested dictionaries are those of cpu_loops.py.
 
 Shapes: B rows, D d_in, N n_latents, K k, P pairs (row, latent) that fired, M dead latents, S stretches of LONG pairs,
-G groups of latents.
+G nested dictionaries (Matryoshka; elsewhere 1), Q programs of the update.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor
 from sae_core.kernels.step import AdamW, Moments
 
 LONG = 256  # pairs that one program sums up; a latent that fires at every row would else keep all others waiting
-GROUPS = 2048  # programs of the update: several for each of some 130 multiprocessors
+PROGRAMS = 2048  # of the update: several for each of some 130 multiprocessors
 PAIRS = 2  # rows and errors that a program of the update asks for at once
 DIRECTIONS = 4  # the same of decoding
 
@@ -59,28 +60,34 @@ def errors(
     centred_BD: Tensor,
     b_pre_D: Tensor,
     W_dec: Tensor,
+    ends_G: Tensor,
     values_BK: Tensor,
     latents_BK: Tensor,
     counts_B: Tensor | None,
-    error_BD: Tensor,
-    copy_BD: Tensor,
+    error_GBD: Tensor,
+    copy_GBD: Tensor,
 ) -> Tensor:
-    """Decodes into `error_BD` = x^ - x, and `copy_BD` in another dtype or the same; returns (B, 2): its squared norm in
-    each row, and that of x. `W_dec` has any float dtype; `counts_B` (int32): places of each row that are taken."""
+    """Decodes into suffix errors, and `copy_GBD` in another dtype or the same; returns (B, 3): squared norms in each
+    row, of the error of all latents and of x, and the mean of those of the nested dictionaries' errors.
+
+    `W_dec` has any float dtype; `ends_G` (int32): sizes of the dictionaries; `counts_B` (int32): places of each row
+    that are taken. Latents ascend within a row.
+    """
     (rows, d), k = centred_BD.shape, values_BK.shape[1]
-    sums_B2 = torch.empty(rows, 2, device=centred_BD.device)
+    sums_B3 = torch.empty(rows, 3, device=centred_BD.device)
     _errors[(rows,)](
-        centred_BD, b_pre_D, W_dec, values_BK, latents_BK, latents_BK if counts_B is None else counts_B, len(W_dec),
-        error_BD, copy_BD, sums_B2, d, k, COUNTED=counts_B is not None,
-        COPY=copy_BD.data_ptr() != error_BD.data_ptr(), **_blocks(d, DIRECTIONS),
+        centred_BD, b_pre_D, W_dec, ends_G, values_BK, latents_BK, latents_BK if counts_B is None else counts_B,
+        len(W_dec), error_GBD, copy_GBD, sums_B3, d, k, rows * d, G=len(ends_G), COUNTED=counts_B is not None,
+        COPY=copy_GBD.data_ptr() != error_GBD.data_ptr(), **_blocks(d, DIRECTIONS),
     )  # fmt: skip
-    return sums_B2
+    return sums_B3
 
 
 def update(
     centred_BD: Tensor,
-    error_BD: Tensor,
+    error_GBD: Tensor,
     scale: float,
+    ends_G: Tensor,
     pairs: Pairs,
     dead: DeadGradients,
     W_enc: tuple[Tensor, Moments],
@@ -91,28 +98,29 @@ def update(
 ) -> Tensor:
     """One pass over the latents: both gradients of a latent, AdamW, and the direction back to norm 1.
 
-    Rows and errors have any float dtype; `copies` of W_enc and W_dec in another one are made on the way. Gradients of
-    the squared error are taken times `scale`. Returns (G, D), what b_pre gets through the encoder: the gradient of
-    b_enc times W_enc as it was, summed over each group of latents.
+    Rows and suffix errors have any float dtype; `copies` of W_enc and W_dec in another one are made on the way.
+    Gradients of the squared error are taken times `scale`. Returns (Q, D), what b_pre gets through the encoder: the
+    gradient of b_enc times W_enc as it was, summed over the latents of each program.
     """
     n, d = W_enc[0].shape
     device = centred_BD.device
     stretches = len(pairs.latent_S)
     sums_S2D, bias_S = torch.empty(stretches, 2, d, device=device), torch.empty(stretches, device=device)
-    table = (centred_BD, error_BD, pairs.rows_P, pairs.values_P, scale)
+    table = (centred_BD, error_GBD, ends_G, centred_BD.numel(), pairs.rows_P, pairs.values_P, scale)
+    nested = {"G": len(ends_G), "BLOCK_G": triton.next_power_of_2(len(ends_G))}
     if stretches:
         _stretches[(stretches,)](
             *table, pairs.starts_N1, pairs.stretches_N1, pairs.latent_S, W_dec[0], sums_S2D, bias_S, n, d, LONG,
-            **_blocks(d, PAIRS),
+            **nested, **_blocks(d, PAIRS),
         )  # fmt: skip
-    size = -(-n // GROUPS)
-    through_GD = torch.empty(-(-n // size), d, device=device)
-    _update[(len(through_GD),)](
+    size = -(-n // PROGRAMS)
+    through_QD = torch.empty(-(-n // size), d, device=device)
+    _update[(len(through_QD),)](
         *table, pairs.starts_N1, pairs.stretches_N1, sums_S2D, bias_S, *dead,
-        W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], *(copies or (W_enc[0], W_dec[0])), through_GD,
-        adamw, n, d, size, LONG, COPY=copies is not None, **_blocks(d, PAIRS),
+        W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], *(copies or (W_enc[0], W_dec[0])), through_QD,
+        adamw, n, d, size, LONG, COPY=copies is not None, **nested, **_blocks(d, PAIRS),
     )  # fmt: skip
-    return through_GD
+    return through_QD
 
 
 def _blocks(d: int, pairs: int) -> dict[str, int]:
@@ -126,6 +134,7 @@ def _errors(
     centred,
     b_pre,
     W_dec,
+    ends,
     values,
     latents,
     counts,
@@ -135,34 +144,74 @@ def _errors(
     sums,
     d,
     k,
+    whole,
+    G: tl.constexpr,
     COUNTED: tl.constexpr,
     COPY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """One row."""
+    """One row; `whole` is the size of one dictionary's errors."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     inside = column < d
     centred_D = tl.load(centred + row * d + column, inside, 0.0)
     x_D = centred_D + tl.load(b_pre + column, inside, 0.0)
-    sum_D = tl.zeros([BLOCK_D], tl.float32)
+    values += row * k
+    latents += row * k
+    at_D = row * d + column
+    decoded_D = tl.zeros([BLOCK_D], tl.float32)
     taken = k
     if COUNTED:
         taken = tl.load(counts + row)
-    for at in range(0, taken, PAIRS):
-        slot = at + tl.arange(0, PAIRS)
-        latent = tl.load(latents + row * k + slot, slot < taken, n)
-        value = tl.load(values + row * k + slot, slot < taken, 0.0)
-        rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
-        table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0).to(tl.float32)
-        sum_D += tl.sum(table_PD * value[:, None], 0)
-    sum_D -= centred_D
-    tl.store(error + row * d + column, sum_D, inside)
-    if COPY:
-        tl.store(copy + row * d + column, sum_D, inside)
-    tl.store(sums + row * 2, tl.sum(sum_D * sum_D, 0))
-    tl.store(sums + row * 2 + 1, tl.sum(x_D * x_D, 0))
+    begin, squared_error, squared_errors = 0, 0.0, 0.0
+    for number in range(G):
+        end = taken
+        if G > 1:
+            end = begin
+            for at in range(begin, taken, PAIRS):
+                slot = at + tl.arange(0, PAIRS)
+                earlier = tl.load(latents + slot, slot < taken, n) < tl.load(ends + number)
+                end += tl.sum(earlier.to(tl.int32), 0)
+        for at in range(begin, end, PAIRS):
+            slot = at + tl.arange(0, PAIRS)
+            latent = tl.load(latents + slot, slot < end, n)
+            value = tl.load(values + slot, slot < end, 0.0)
+            rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
+            table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0).to(tl.float32)
+            decoded_D += tl.sum(table_PD * value[:, None], 0)
+        error_D = decoded_D - centred_D
+        tl.store(error + at_D, error_D, inside)
+        squared_error = tl.sum(error_D * error_D, 0)
+        squared_errors += squared_error
+        begin = end
+        error += whole
+        copy += whole
+    if G > 1:
+        tl.debug_barrier()  # what has been stored is there
+        later_D = tl.zeros([BLOCK_D], tl.float32)
+        for _ in range(G):
+            error -= whole
+            copy -= whole
+            later_D += tl.load(error + at_D, inside, 0.0) / G
+            tl.store(error + at_D, later_D, inside)
+            if COPY:
+                tl.store(copy + at_D, later_D, inside)
+    elif COPY:
+        tl.store(copy - whole + at_D, decoded_D - centred_D, inside)
+    tl.store(sums + row * 3, squared_error)
+    tl.store(sums + row * 3 + 1, tl.sum(x_D * x_D, 0))
+    tl.store(sums + row * 3 + 2, squared_errors / G)
+
+
+@triton.jit
+def _of_dictionary(error, ends, whole, latent, G: tl.constexpr, BLOCK_G: tl.constexpr):
+    """The errors of the smallest dictionary that has this latent."""
+    if G > 1:
+        number = tl.arange(0, BLOCK_G)
+        passed = (number < G) & (latent >= tl.load(ends + number, number < G, 0))
+        error += tl.sum(passed.to(tl.int64), 0) * whole
+    return error
 
 
 @triton.jit
@@ -204,6 +253,8 @@ def _gather(
 def _stretches(
     centred,
     error,
+    ends,
+    whole,
     rows,
     values,
     scale,
@@ -216,6 +267,8 @@ def _stretches(
     n,
     d,
     LONG: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
@@ -227,8 +280,9 @@ def _stretches(
         inside = column < d
         begin = tl.load(starts + latent) + (number - tl.load(stretches + latent)).to(tl.int32) * LONG
         direction_D = tl.load(W_dec + latent * d + column, inside, 0.0)
+        own = _of_dictionary(error, ends, whole, latent, G, BLOCK_G)
         enc_D, dec_D, bias = _gather(
-            centred, error, rows, values, scale, begin, begin + LONG, direction_D, d, BLOCK_D, PAIRS
+            centred, own, rows, values, scale, begin, begin + LONG, direction_D, d, BLOCK_D, PAIRS
         )
         tl.store(sums + number * 2 * d + column, enc_D, inside)
         tl.store(sums + (number * 2 + 1) * d + column, dec_D, inside)
@@ -250,6 +304,8 @@ def _adamw(weight, exp_avg, exp_avg_sq, at, inside, old, gradient, adamw):
 def _update(
     centred,
     error,
+    ends,
+    whole,
     rows,
     values,
     scale,
@@ -279,20 +335,23 @@ def _update(
     size,
     LONG: tl.constexpr,
     COPY: tl.constexpr,
+    G: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """One group of `size` latents, one after the other."""
-    group = tl.program_id(0).to(tl.int64)
+    """`size` latents, one after the other."""
+    program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     inside = column < d
     through_D = tl.zeros([BLOCK_D], tl.float32)
-    for latent in range(group * size, tl.minimum(group * size + size, n)):
+    for latent in range(program * size, tl.minimum(program * size + size, n)):
         at_D = latent * d + column
         enc_old_D, dec_old_D = tl.load(W_enc + at_D, inside, 0.0), tl.load(W_dec + at_D, inside, 0.0)
         stretch, last = tl.load(stretches + latent), tl.load(stretches + latent + 1)
         begin, end = tl.load(starts + latent) + (last - stretch) * LONG, tl.load(starts + latent + 1)
-        enc_D, dec_D, bias = _gather(centred, error, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS)
+        own = _of_dictionary(error, ends, whole, latent, G, BLOCK_G)
+        enc_D, dec_D, bias = _gather(centred, own, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS)
         for number in range(stretch, last):
             sums_D = sums + number * 2 * d + column
             enc_D += tl.load(sums_D, inside, 0.0)
@@ -316,4 +375,4 @@ def _update(
             tl.store(W_dec_copy + at_D, dec_D, inside)
         old = tl.load(b_enc + latent)
         tl.store(b_enc + latent, _adamw(b_enc, b_enc_avg, b_enc_sq, latent, latent < n, old, bias, adamw))
-    tl.store(through + group * d + column, through_D, inside)
+    tl.store(through + program * d + column, through_D, inside)

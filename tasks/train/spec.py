@@ -25,7 +25,7 @@ CONCERNED: dict[str, tuple[str, ...]] = {
     "bandwidth": ("jumprelu",),
     "decoder_norm": ("relu",),
     "multi_topk": ("topk",),
-    "precision": ("topk", "batch_topk"),
+    "precision": ("topk", "batch_topk", "matryoshka"),
     "select_per_rank": ("batch_topk", "matryoshka"),
     "sparsity": ("relu", "jumprelu", "gated"),
     "sparsity_warmup": ("relu", "jumprelu", "gated"),
@@ -129,7 +129,7 @@ class TrainSpec(Spec):
         34, None, "Held-out tokens that show about 20 times how well it does; empty: up to 8,192; 0: none.", ge=0
     )
     precision: Literal["tf32", "bf16"] | None = _at(
-        35, None, "Of (batch_)topk's products on a GPU; sums are fp32. tf32: in matmuls; bf16: in all; empty: fp32."
+        35, None, "Of products on a GPU, where k is given; sums are fp32. tf32: in matmuls; bf16: in all; empty: fp32."
     )
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=__doc__)
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="of the encoder's matmul; all")
-    parser.add_argument("--architecture", choices=("topk", "batch_topk"), default="topk", help="of the autoencoder")
+    parser.add_argument("--architecture", choices=("topk", "batch_topk", "matryoshka"), default="topk", help="topk")
     parser.add_argument("-o", type=Path, default=Path("gpu.json"), help="where the rows go")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -158,13 +158,13 @@ def parts(step: Any) -> dict[str, Callable[[], Any]]:
     codes = chosen.values_BK, chosen.latents_BK
     pairs = gpu_loops.Pairs.of(*codes, len(sae.b_enc))
     moving = (step._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
-    _, W_dec, centred_BD, error_BD = step._factors()
-    table = (centred_BD, error_BD, step._scale, pairs, step._no_gradients(0), *moving)
+    _, W_dec, centred_BD, error_GBD = step._factors()
+    table = (centred_BD, error_GBD, step._scale, step._ends_G, pairs, step._no_gradients(0), *moving)
     still = step._options.adamw(0.0, 1), (step._halves.W_enc, step._halves.W_dec) if step._halves else None
     return {
         "encode": step._encode,
         "errors": lambda: gpu_loops.errors(
-            step._centred_BD, sae.b_pre, W_dec, *codes, chosen.counts_B, step._error_BD, error_BD
+            step._centred_BD, sae.b_pre, W_dec, step._ends_G, *codes, chosen.counts_B, step._error_GBD, error_GBD
         ),
         "sort": lambda: gpu_loops.Pairs.of(*codes, len(sae.b_enc)),
         "update": lambda: gpu_loops.update(*table, *still),

@@ -27,26 +27,34 @@ INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 V = 3.7
 PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
-BOTH = pytest.mark.parametrize("architecture", ["topk", "batch_topk"])
+EACH = pytest.mark.parametrize("architecture", ["topk", "batch_topk", "matryoshka", "matryoshka by row"])
 SHAPES = [(9, 21, 5, 7), (20, 18, 3, 5), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several tiles of latents and of rows, groups of latents, and stretches of pairs in small shapes too."""
+    """Several tiles of latents and of rows, programs of latents, and stretches of pairs in small shapes too."""
     monkeypatch.setattr(gpu, "TILE_LATENTS", 16)
     monkeypatch.setattr(gpu, "TILE_ELEMENTS", 64)
-    monkeypatch.setattr(gpu_loops, "GROUPS", 8)
+    monkeypatch.setattr(gpu_loops, "PROGRAMS", 8)
     monkeypatch.setattr(gpu_loops, "LONG", 2)
     monkeypatch.setattr(gpu_batch_top_k, "FIRST_ROWS", 2)
     monkeypatch.setattr(gpu_batch_top_k, "PIECE", 8)
+
+
+def made(d: int, n: int, k: int, architecture: str) -> SAE:
+    """An autoencoder; Matryoshka's with three nested dictionaries."""
+    name, _, by_row = architecture.partition(" ")
+    nested = {"prefixes": tuple(sorted({1, n // 3 or 1, n}))} if name == "matryoshka" else {}
+    selection = {"selection": "row"} if by_row else {}
+    return make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=name, **nested, **selection))
 
 
 def prepared(
     kind: type, d: int, n: int, k: int, rows: int, architecture: str = "topk", **changes
 ) -> tuple[Step, SAE, dict[str, Moments]]:
     """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
-    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=architecture))
+    sae = made(d, n, k, architecture)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -76,7 +84,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return difference / float(expected.double().norm()) if difference else 0.0
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("dead", [0, 1, 5, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
 def test_gradients_equal_the_float64_reference(d, n, k, rows, dead, architecture):
@@ -98,7 +106,7 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead, architecture
 KINDS = (gpu.TritonStep, DenseStep)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES[1:3])
 def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, architecture):
     (step, sae, moments), (dense, twin, expected) = (prepared(kind, d, n, k, rows, architecture) for kind in KINDS)
@@ -112,16 +120,18 @@ def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, archi
         assert relative_error(getattr(sae, name).detach(), getattr(twin, name).detach()) <= 1e-6, name
         assert relative_error(moments[name].exp_avg_sq, expected[name].exp_avg_sq) <= 1e-5, name
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(n, device=DEVICE))
-    if architecture == "batch_topk":
+    if architecture != "topk":
         torch.testing.assert_close(sae.threshold.double(), twin.threshold, rtol=1e-5, atol=1e-7)
 
 
-def test_in_bf16_products_are_rounded_and_copies_follow_the_weights(monkeypatch):
+@EACH
+def test_in_bf16_products_are_rounded_and_copies_follow_the_weights(monkeypatch, architecture):
     if INTERPRETED:  # the CPU's matmul has no sums wider than its factors
         monkeypatch.setattr(gpu, "product", lambda x, W, out, _: torch.mm(x.float(), W.float().t(), out=out))
     copied = {"rtol": 2**-7, "atol": 0, "check_dtype": False}  # the interpreter cuts off where a GPU rounds
-    step, sae, moments = prepared(gpu.TritonStep, 9, 21, 5, 7, auxiliary=0.0, beta1=0.0, precision="bf16")
-    dense, twin, expected = prepared(DenseStep, 9, 21, 5, 7, auxiliary=0.0, beta1=0.0)
+    changes = {"architecture": architecture, "auxiliary": 0.0, "beta1": 0.0}
+    step, sae, moments = prepared(gpu.TritonStep, 9, 21, 5, 7, precision="bf16", **changes)
+    dense, twin, expected = prepared(DenseStep, 9, 21, 5, 7, **changes)
     with torch.no_grad():
         for parameter, double in zip(sae.parameters(), twin.parameters(), strict=True):
             parameter.copy_(parameter.bfloat16())  # so that rounding changes no selection
@@ -226,7 +236,7 @@ def test_batch_selection_goes_on_after_rows_that_are_not_finite():
     assert step._selection.values_BK.shape[1] == places, "they take no memory"
 
 
-@BOTH
+@EACH
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, of infinity times zero
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_shows_in_the_figures(value, architecture):
@@ -252,7 +262,7 @@ def steps_of_a_rank(rank: int, world: int, store: str, folder: str) -> None:
     os._exit(0)  # gloo's threads have been seen to abort an interpreter that takes its time to end
 
 
-KINDS_OF_RANKS = [("topk", False), ("batch_topk", False), ("batch_topk", True)]
+KINDS_OF_RANKS = [("topk", False), ("batch_topk", False), ("batch_topk", True), ("matryoshka", False)]
 
 
 def some_steps(
@@ -323,12 +333,12 @@ driver.set_active(H100())
 JITFunction.__getitem__ = compile_only
 gpu.product = lambda *_: None
 x_BD = torch.zeros(64, 100)
-for architecture in ("topk", "batch_topk"):
+for architecture in ("topk", "batch_topk", "matryoshka"):
     sae = make_sae(SAEConfig(d_in=100, n_latents=300, k=4, architecture=architecture))
     moments = {name: Moments(*torch.zeros(2, *p.shape)) for name, p in sae.named_parameters()}
     for precision in ("fp32", "bf16"):
         step = gpu.TritonStep(sae, moments, StepOptions(64, 1.0, 0.0, 1, 0.9, 0.999, 1e-8, 0.0, precision=precision))
-        if architecture == "batch_topk":
+        if architecture != "topk":
             step._selection.holds = lambda: True  # nothing has run
         step.gradients(x_BD, x_BD, torch.zeros(300, dtype=torch.bool), 0.0)
         step.update(1e-3, 1)
@@ -345,7 +355,7 @@ def test_every_kernel_compiles_for_a_gpu_without_one():
     assert run.returncode == 0, run.stderr
     sizes = [line.split() for line in run.stdout.splitlines()]
     rest = ["_errors", "_stretches", "_update"]
-    assert [name for name, _ in sizes] == 2 * ["_take", *rest] + 2 * ["_reaching", "_keep", *rest]
+    assert [name for name, _ in sizes] == 2 * ["_take", *rest] + 4 * ["_reaching", "_keep", *rest]
     assert min(int(size) for _, size in sizes) > 0
 
 
@@ -356,11 +366,11 @@ def test_all_of_this_on_a_gpu():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@BOTH
+@EACH
 @pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_a_training_on_a_gpu_learns_without_making_the_host_wait(precision, architecture):
-    sae = make_sae(SAEConfig(d_in=64, n_latents=1024, k=8, architecture=architecture)).to(DEVICE)
+    sae = made(64, 1024, 8, architecture).to(DEVICE)
     config = TrainerConfig(batch_size=256, steps=60, dead_after_rows=2048, precision=precision)
     trainer = Trainer(sae, config, variance=64.0)
     assert type(trainer._step) is gpu.TritonStep
