@@ -72,7 +72,6 @@ class FusedStep:
         self._ends_G = np.array(nested(sae))
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
-        self._x_BD = torch.empty(rows, d)
         self._centred_BD = torch.empty(rows, d)
         self._pre_TN = torch.empty(min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n)), n)
         self._error_GBD = torch.empty(len(self._ends_G), rows, d)
@@ -97,7 +96,6 @@ class FusedStep:
         sae, options = self._sae, self._options
         dead_M = dead_N.nonzero().squeeze(1)
         start_threads()
-        self._x_BD[self._own] = x_BD
         torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
         pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
         if self._group:
@@ -107,7 +105,7 @@ class FusedStep:
         if pairs > len(self._rows_P) or places > self._d_values_BK.shape[1]:
             self._make_room(places, pairs + pairs // 4)
         loops.errors(
-            self._x_BD.numpy(),
+            self._centred_BD.numpy(),
             self._moving["b_pre"].weight,
             self._moving["W_dec"].weight,
             self._ends_G,
@@ -171,12 +169,10 @@ class FusedStep:
         chosen = self._selection
         if isinstance(chosen, BatchSelection):
             chosen.meet(group)
-        for array in (self._x_BD.numpy(), chosen.values_BK, chosen.places_BK, chosen.counts_B):
+        for array in (self._centred_BD.numpy(), chosen.values_BK, chosen.places_BK, chosen.counts_B):
             ranks.gather(torch.from_numpy(array), self._own, group)
-        torch.sub(self._x_BD, self._sae.b_pre, out=self._centred_BD)
 
     def update(self, learning_rate: float, number: int) -> None:
-        start_threads()
         adamw = self._options.adamw(learning_rate, number)
         loops.update(
             self._centred_BD.numpy(),

@@ -47,7 +47,7 @@ def _add_rows(
 
 @compiled(parallel=True)
 def errors(
-    x_BD: np.ndarray,
+    centred_BD: np.ndarray,
     b_pre_D: np.ndarray,
     W_dec: np.ndarray,
     ends_G: np.ndarray,
@@ -64,17 +64,21 @@ def errors(
 
     `ends_G` (int64): the number of latents in the first g groups.
     """
-    rows, groups = x_BD.shape[0], len(ends_G)
+    rows, groups = centred_BD.shape[0], len(ends_G)
     share = np.float32(1 / groups)
     for block in prange((rows + ROWS - 1) // ROWS):
         sum_D, most = error_RD[block], values_BK.shape[1]
         sum_D[:] = 0
         squared_error, squared_errors, squared_norm = 0.0, 0.0, 0.0
-        decoded_D = np.empty(x_BD.shape[1], np.float32)
+        decoded_D = np.empty(centred_BD.shape[1], np.float32)
         found_values, found_places = np.empty(most, np.float32), np.empty(most, np.int32)
         for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
-            x_D, values_K, places_K, d_values_K = x_BD[row], values_BK[row], places_BK[row], d_values_BK[row]
-            decoded_D[:] = b_pre_D
+            values_K, places_K, d_values_K = values_BK[row], places_BK[row], d_values_BK[row]
+            centred_D = centred_BD[row]
+            for i in range(decoded_D.shape[0]):
+                decoded_D[i] = centred_D[i] + b_pre_D[i]
+            squared_norm += dot(decoded_D, decoded_D)
+            decoded_D[:] = 0
             last = 0.0
             for group in range(groups):
                 error_D = error_GBD[group, row]
@@ -85,11 +89,10 @@ def errors(
                         found += 1
                 _add_rows(decoded_D, found_values, found_places, 0, found, W_dec)
                 for i in range(error_D.shape[0]):
-                    error_D[i] = decoded_D[i] - x_D[i]
+                    error_D[i] = decoded_D[i] - centred_D[i]
                 last = dot(error_D, error_D)
                 squared_errors += last
             squared_error += last
-            squared_norm += dot(x_D, x_D)
             for group in range(groups - 1, -1, -1):
                 error_D = error_GBD[group, row]
                 if groups > 1:

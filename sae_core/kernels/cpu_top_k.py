@@ -10,6 +10,8 @@ from numba import njit, prange
 
 from sae_core.kernels.compiled import OPTIONS, ROWS, compiled, part
 
+QUARTER = 2 << 23  # two exponents of a float below another: a quarter of it
+
 
 @part
 def _least_kept(keys: np.ndarray, k: int, more: int) -> Any:
@@ -25,8 +27,10 @@ def _least_kept(keys: np.ndarray, k: int, more: int) -> Any:
     if positive <= k:
         return np.int32(1)
     low, high = 1, int(top) + 1  # at least k keys reach low, fewer reach high
+    first = int(top) - QUARTER
     while high - low > 1:
-        middle = np.int32((low + high) // 2)
+        middle = np.int32(first if first > low else (low + high) // 2)
+        first = 0
         count = 0
         for i in range(keys.shape[0]):
             count += keys[i] >= middle
@@ -74,7 +78,8 @@ def top_k(
     chunks = (n + width - 1) // width
     for block in prange((rows + ROWS - 1) // ROWS):
         largest_C, raised_C = np.empty(chunks, np.float32), np.empty(chunks, np.float32)
-        found, found_places = np.empty(n + 1, np.float32), np.empty(n + 1, np.int32)
+        survivors, found_places = np.empty(chunks + 1, np.int32), np.empty(n + 1, np.int32)
+        found = np.empty(n + 1, np.float32)
         bound = np.empty(1, np.float32)
         bound_key = bound.view(np.int32)
         for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
@@ -89,13 +94,15 @@ def top_k(
                 values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
                 continue
             bound_key[0] = _least_kept(largest_C.view(np.int32), k, k // 4)
-            size = 0
-            for c in range(chunks):
-                if largest_C[c] >= bound[0]:
-                    for place in range(c, n, chunks):
-                        value = pre_N[place] + bias_N[place]
-                        found[size], found_places[size] = value, place  # stays if the next one goes elsewhere
-                        size += value >= bound[0]
+            surviving, size = 0, 0
+            for c in range(chunks):  # without branches, which nobody can predict: what is not wanted is overwritten
+                survivors[surviving] = c
+                surviving += largest_C[c] >= bound[0]
+            for s in range(surviving):
+                for place in range(survivors[s], n, chunks):
+                    value = pre_N[place] + bias_N[place]
+                    found[size], found_places[size] = value, place
+                    size += value >= bound[0]
             bound_key[0] = _least_kept(found[:size].view(np.int32), k, 0)
             count, ties = 0, 0
             for i in range(size):
