@@ -39,10 +39,10 @@ def deploy(pool: str = POOL, kind: str = "process", secrets: Sequence[str] = ())
     refuses.
     """
     now, blocks = settings(), dict(variable_and_block(given) for given in secrets)
-    if blocks and kind != "process":
+    if blocks and kind == "kubernetes":
         raise InputError(
-            f"--secret is for pools of the kind process; runs of a {kind} pool have their secrets from "
-            "infra/kubernetes/secrets.example.yaml."
+            f"--secret {secrets[0]!r} is for pools of the type process; runs of a kubernetes pool have their secrets "
+            "from infra/kubernetes/secrets.example.yaml: leave it out."
         )
     server = find_server(now)
     if server is None:

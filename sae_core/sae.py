@@ -73,6 +73,16 @@ class SAE(nn.Module, ABC):
             getattr(self, name).zero_()
         self.b_pre.zero_()
 
+    @property
+    def selects_over_batch(self) -> bool:
+        """Whether training selects latents over the batch, and not row by row."""
+        return False
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Sizes of the dictionaries, each the start of the next, that have to reconstruct alone: all latents."""
+        return (self.config.n_latents,)
+
     def first_norm(self) -> float:
         """Norm of each row of the first weights."""
         return self.config.decoder_norm or 1.0

@@ -25,6 +25,11 @@ class BatchTopKSAE(SAE):
         """The threshold of inference: 0, and all that is positive fires, before the first step."""
         self.register_buffer("threshold", torch.zeros(()))
 
+    @property
+    def selects_over_batch(self) -> bool:
+        """It does."""
+        return True
+
     def encode_normalised(self, normalised_BD: Tensor) -> Codes:
         """What exceeds the threshold."""
         pre_BN = self.pre_activations(normalised_BD)

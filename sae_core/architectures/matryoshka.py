@@ -9,7 +9,6 @@ from sae_core.architectures.batch_topk import BatchTopKSAE
 from sae_core.codes import Codes, TopKCodes
 from sae_core.config import default_prefixes
 from sae_core.losses import Batch, squared_error
-from sae_core.sae import SAE
 from sae_core.topk import top_k
 
 
@@ -25,23 +24,28 @@ class MatryoshkaSAE(BatchTopKSAE):
         """Sizes of the nested dictionaries."""
         return self.config.prefixes or default_prefixes(self.config.n_latents)
 
+    @property
+    def selects_over_batch(self) -> bool:
+        """Unless rows are selected by themselves."""
+        return self.config.selection != "row"
+
     def encode_normalised(self, normalised_BD: Tensor) -> Codes:
         """As BatchTopK, or the k largest of each row."""
-        if self.config.selection != "row":
+        if self.selects_over_batch:
             return super().encode_normalised(normalised_BD)
         values_BK, indices_BK = top_k(self.pre_activations(normalised_BD), self.config.k)
         return TopKCodes(values_BK.relu(), indices_BK)
 
     def training_code(self, pre_BN: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """As BatchTopK, or the k largest of each row and no threshold."""
-        if self.config.selection != "row":
+        if self.selects_over_batch:
             return super().training_code(pre_BN, batch)
         values_BK, indices_BK = top_k(pre_BN, self.config.k)
         return torch.zeros_like(pre_BN).scatter(1, indices_BK, values_BK.relu()), None
 
     def batch_threshold(self, micro_batches: Sequence[Batch]) -> Tensor | None:
         """As BatchTopK; none where rows are selected by themselves."""
-        return None if self.config.selection == "row" else super().batch_threshold(micro_batches)
+        return super().batch_threshold(micro_batches) if self.selects_over_batch else None
 
     def errors(self, code_BN: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The error of all latents, what the mean over prefixes adds to it, and the reconstruction by all."""
@@ -51,13 +55,3 @@ class MatryoshkaSAE(BatchTopKSAE):
             errors.append(squared_error(reconstruction_BD, batch.target_BD))
             begin = end
         return errors[-1], torch.stack(errors).mean() - errors[-1], reconstruction_BD
-
-
-def nested(sae: SAE) -> tuple[int, ...]:
-    """Sizes of the nested dictionaries that have to reconstruct alone; but for Matryoshka, all latents."""
-    return sae.prefixes if isinstance(sae, MatryoshkaSAE) else (sae.config.n_latents,)
-
-
-def selects_over_batch(sae: SAE) -> bool:
-    """Whether latents are selected over the batch in training, and not row by row."""
-    return isinstance(sae, BatchTopKSAE) and not (isinstance(sae, MatryoshkaSAE) and sae.config.selection == "row")

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sae_core.architectures.batch_topk import BatchTopKSAE
-from sae_core.architectures.matryoshka import nested, selects_over_batch
 from sae_core.autograd import SUMS
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
@@ -65,11 +64,11 @@ class FusedStep:
         self._own = ranks.share(rows, self._group)
         n, d = sae.W_enc.shape
         self._selection: RowSelection | BatchSelection = RowSelection(rows, k, n)
-        if selects_over_batch(sae):
+        if sae.selects_over_batch:
             together = None if options.select_per_rank else self._group
             self._selection = BatchSelection(rows, k, n, self._own, together)
         self.figures = SUMS if isinstance(sae, BatchTopKSAE) else 3
-        self._ends_G = np.array(nested(sae))
+        self._ends_G = np.array(sae.prefixes)
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
         self._centred_BD = torch.empty(rows, d)
@@ -134,8 +133,7 @@ class FusedStep:
         self._dead = self._nobody
         if pre_BM.shape[1]:
             scale = self._scale * options.auxiliary
-            centred_BD, error_BD = self._centred_BD[self._own], self._error_GBD[-1, self._own]
-            error_BD = error_BD * len(self._ends_G) if len(self._ends_G) > 1 else error_BD
+            centred_BD, error_BD = self._centred_BD[self._own], self._error_GBD[-1, self._own] * len(self._ends_G)
             found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
             if self._group:
                 for tensor in found:

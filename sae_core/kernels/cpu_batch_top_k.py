@@ -119,8 +119,8 @@ def _reaching(
             pre_N, values_W, places_W = pre_TN[row], values_TW[row], places_TW[row]
             total, count = np.float32(0), 0
             for start in range(0, n, chunks):
-                part = slice(start, start + chunks)
-                total += raise_maxima(largest_C, nothing_C, pre_N[part], bias_N[part])  # the sums themselves
+                piece = slice(start, start + chunks)
+                total += raise_maxima(largest_C, nothing_C, pre_N[piece], bias_N[piece])  # the sums themselves
                 reached = 0
                 for c in range(chunks):
                     reached += (largest_C[c] >= bound) & (largest_C[c] > 0)

@@ -87,8 +87,8 @@ def top_k(
             total = np.float32(0)
             largest_C[:] = -np.inf
             for start in range(0, n, chunks):
-                part = slice(start, start + chunks)
-                total += raise_maxima(raised_C, largest_C, pre_N[part], bias_N[part])
+                piece = slice(start, start + chunks)
+                total += raise_maxima(raised_C, largest_C, pre_N[piece], bias_N[piece])
                 largest_C, raised_C = raised_C, largest_C
             if not np.isfinite(total):
                 values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
@@ -98,8 +98,8 @@ def top_k(
             for c in range(chunks):  # without branches, which nobody can predict: what is not wanted is overwritten
                 survivors[surviving] = c
                 surviving += largest_C[c] >= bound[0]
-            for s in range(surviving):
-                for place in range(survivors[s], n, chunks):
+            for i in range(surviving):
+                for place in range(survivors[i], n, chunks):
                     value = pre_N[place] + bias_N[place]
                     found[size], found_places[size] = value, place
                     size += value >= bound[0]

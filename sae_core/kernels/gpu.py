@@ -11,8 +11,8 @@ decoder directions that decoding and gradients gather, of which there are copies
 weights and moments. The selection is always exact for the pre-activations that the matmul gives.
 
 The host never waits for the step it has just asked for, but for BatchTopK's selection, whose check it awaits while the
-GPU decodes. How many latents are dead it learns LAG steps later, so that a
-latent which has died takes part in the auxiliary loss only then.
+GPU decodes. How many latents are dead it learns LAG steps later, so that a latent which has died takes part in the
+auxiliary loss only then.
 """
 
 from collections import deque
@@ -24,13 +24,13 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sae_core.architectures.batch_topk import BatchTopKSAE
-from sae_core.architectures.matryoshka import nested, selects_over_batch
 from sae_core.autograd import SUMS
 from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
-from sae_core.kernels import gpu_loops as loops
-from sae_core.kernels import ranks
+from sae_core.kernels import gpu_update, ranks
 from sae_core.kernels.gpu_batch_top_k import FIRST_ROWS, BatchSelection
+from sae_core.kernels.gpu_decode import errors
 from sae_core.kernels.gpu_top_k import RowSelection
+from sae_core.kernels.gpu_update import DeadGradients, Pairs
 from sae_core.kernels.step import Found, Moments, Precision, StepOptions
 from sae_core.sae import SAE
 
@@ -72,18 +72,18 @@ class TritonStep:
         rows = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // width))
         self._pre_BT = torch.empty(rows, width, device=self._device)
         self._selection: RowSelection | BatchSelection
-        if selects_over_batch(sae):
+        if sae.selects_over_batch:
             selecting = self._own, self._group, options.select_per_rank
             self._selection = BatchSelection(options.rows, k, n, *selecting, self._device)
         else:
             self._selection = RowSelection(options.rows, k, n, rows, self._device)
         self.figures = SUMS if isinstance(sae, BatchTopKSAE) else 3
-        self._ends_G = torch.tensor(nested(sae), dtype=torch.int32, device=self._device)
+        self._ends_G = torch.tensor(sae.prefixes, dtype=torch.int32, device=self._device)
         self._centred_BD = torch.empty(options.rows, d, device=self._device)
         self._error_GBD = torch.empty(len(self._ends_G), options.rows, d, device=self._device)
         self._halves = _Halves(sae, self._error_GBD.shape) if options.precision == "bf16" else None
         self._dead_latents = _DeadLatents(self._device)
-        self._pairs: loops.Pairs | None = None
+        self._pairs: Pairs | None = None
         self._dead = self._no_gradients(0)
 
     @torch.no_grad()
@@ -99,10 +99,10 @@ class TritonStep:
             if self._group:
                 self._exchange(self._group)
             codes = chosen.values_BK, chosen.latents_BK
-            sums_B3 = loops.errors(
+            sums_B3 = errors(
                 self._centred_BD, sae.b_pre, W_dec, self._ends_G, *codes, chosen.counts_B, self._error_GBD, error_GBD
             )
-            self._pairs = pairs = loops.Pairs.of(*codes, len(sae.b_enc))
+            self._pairs = pairs = Pairs.of(*codes, len(sae.b_enc))
             holds = chosen.holds()
         squared_error, squared_norm, squared_errors = sums_B3.sum(0, dtype=torch.float64)
         auxiliary_error = torch.zeros_like(squared_error)
@@ -151,17 +151,16 @@ class TritonStep:
                 chosen.take(pre_BT, b_enc[tile], first, part)
         chosen.finish()
 
-    def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[loops.DeadGradients, Tensor]:
+    def _auxiliary(self, dead_M: Tensor, dead_N: Tensor) -> tuple[DeadGradients, Tensor]:
         """Gradients of the auxiliary loss and its squared error, summed over all ranks' rows."""
         sae, options = self._sae, self._options
         W_enc_MD, b_enc_M, lives_M = sae.W_enc[dead_M], sae.b_enc[dead_M], ~dead_N[dead_M]
         dead, squared_error = self._no_gradients(len(dead_M)), torch.zeros((), device=self._device)
         total = AuxiliaryGradients(dead.W_enc_MD, dead.W_dec_MD, dead.b_enc_M, squared_error)
         tile = max(1, TILE_ELEMENTS // len(dead_M))
-        dictionaries = len(self._ends_G)  # of the error of all latents the last suffix error is that part
         own = (tensor[self._own].split(tile) for tensor in (self._centred_BD, self._error_GBD[-1]))
-        for centred_BD, error_BD in zip(*own, strict=True):
-            error_BD = error_BD * dictionaries if dictionaries > 1 else error_BD
+        for centred_BD, last_BD in zip(*own, strict=True):
+            error_BD = last_BD * len(self._ends_G)  # of all latents
             pre_BM = torch.addmm(b_enc_M, centred_BD, W_enc_MD.t()).masked_fill_(lives_M, -torch.inf)
             scale = self._scale * options.auxiliary
             found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
@@ -174,11 +173,11 @@ class TritonStep:
         dead.place_N[dead_M] = torch.arange(len(dead_M), dtype=torch.int32, device=self._device)
         return dead, squared_error
 
-    def _no_gradients(self, dead: int) -> loops.DeadGradients:
+    def _no_gradients(self, dead: int) -> DeadGradients:
         n, d = self._sae.W_enc.shape
         place_N = torch.full((n,), -1, dtype=torch.int32, device=self._device)
         W_enc_MD, W_dec_MD = torch.zeros(2, dead, d, device=self._device)
-        return loops.DeadGradients(place_N, W_enc_MD, W_dec_MD, torch.zeros(dead, device=self._device))
+        return DeadGradients(place_N, W_enc_MD, W_dec_MD, torch.zeros(dead, device=self._device))
 
     @torch.no_grad()
     def update(self, learning_rate: float, number: int) -> None:
@@ -187,7 +186,7 @@ class TritonStep:
         pairs, self._pairs = self._pairs, None
         adamw = self._options.adamw(learning_rate, number)
         _, _, centred_BD, error_GBD = self._factors()
-        through_QD = loops.update(
+        through_QD = gpu_update.update(
             centred_BD,
             error_GBD,
             self._scale,

@@ -1,4 +1,5 @@
-"""BatchTopK's exact selection in the GPU's training step: what reaches the (k x rows)-th largest value of the batch.
+"""BatchTopK's exact selection in the GPU's training step: what reaches the (k x rows)-th largest value of the batch
+(Bussmann et al. 2024, "BatchTopK sparse autoencoders").
 
 As on the CPU (cpu_batch_top_k.py) the values looked at are those from GUESS times the last step's threshold on, and the
 batch is encoded again where they turn out too few, or too many for the places there are: the result does not depend on

@@ -42,7 +42,7 @@ class Pool(NamedTuple):
 class RowSelection:
     """The codes of a batch; each rank fills in its own rows."""
 
-    counts_B: Tensor | None = None  # how many fire at each row: K or fewer, where free places are not the last
+    counts_B: Tensor | None = None  # places of each row that are taken: all are looked at
     threshold: Tensor | None = None  # as no row depends on the others
 
     def __init__(self, rows: int, k: int, n: int, at_once: int, device: torch.device) -> None:

@@ -37,6 +37,7 @@ SHAPES = {
     "70b": Shape(8192, 8192, 65536, 64),
     "wide": Shape(8192, 3072, 2**18, 32),
 }
+ARCHITECTURES = ("topk", "batch_topk", "matryoshka")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 REPEATS = 8
 AT_ONCE = 4  # calls that are timed together
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gpu", description=__doc__)
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--precision", choices=PRECISIONS, action="append", help="of the encoder's matmul; all")
-    parser.add_argument("--architecture", choices=("topk", "batch_topk", "matryoshka"), default="topk", help="topk")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="topk", help="of the autoencoder; topk")
     parser.add_argument("-o", type=Path, default=Path("gpu.json"), help="where the rows go")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -109,7 +110,8 @@ def floor_and_step(shape: Shape, kind: type, precision: Precision, architecture:
     peak = torch.cuda.max_memory_allocated() / GIB
     matmul = encoder(x_BD, n, precision)
     times = in_turn({"step": whole, "matmul": matmul} | (parts(step) if kind is not DenseStep else {}))
-    halves = 4 * (n + rows) * d if precision == "bf16" else 0  # copies of weights, rows and errors
+    tables = len(step._sae.prefixes)  # of errors
+    halves = (4 * n + 2 * (1 + tables) * rows) * d if precision == "bf16" else 0  # copies of weights, rows and errors
     value, below = times.pop("step"), times.pop("matmul")
     return {
         "value": value,
@@ -117,7 +119,7 @@ def floor_and_step(shape: Shape, kind: type, precision: Precision, architecture:
         "ratio": value / below,
         "per_second": 1e3 * rows / value,
         "peak": peak,
-        "bound": (4 * (3 * (2 * n * d + n + d) + rows * (3 * d + 2 * k)) + halves) / GIB,
+        "bound": (4 * (3 * (2 * n * d + n + d) + rows * ((2 + tables) * d + 2 * k)) + halves) / GIB,
         "parts": times,
     }
 
@@ -152,22 +154,22 @@ def encoder(x_BD: torch.Tensor, n: int, precision: Precision) -> Callable[[], An
 
 def parts(step: Any) -> dict[str, Callable[[], Any]]:
     """What a step of the Triton kernels is made of, each part by itself on what the last step left."""
-    from sae_core.kernels import gpu_loops
+    from sae_core.kernels import gpu_decode, gpu_update
 
     sae, chosen = step._sae, step._selection
     codes = chosen.values_BK, chosen.latents_BK
-    pairs = gpu_loops.Pairs.of(*codes, len(sae.b_enc))
+    pairs = gpu_update.Pairs.of(*codes, len(sae.b_enc))
     moving = (step._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
     _, W_dec, centred_BD, error_GBD = step._factors()
     table = (centred_BD, error_GBD, step._scale, step._ends_G, pairs, step._no_gradients(0), *moving)
     still = step._options.adamw(0.0, 1), (step._halves.W_enc, step._halves.W_dec) if step._halves else None
     return {
         "encode": step._encode,
-        "errors": lambda: gpu_loops.errors(
+        "errors": lambda: gpu_decode.errors(
             step._centred_BD, sae.b_pre, W_dec, step._ends_G, *codes, chosen.counts_B, step._error_GBD, error_GBD
         ),
-        "sort": lambda: gpu_loops.Pairs.of(*codes, len(sae.b_enc)),
-        "update": lambda: gpu_loops.update(*table, *still),
+        "sort": lambda: gpu_update.Pairs.of(*codes, len(sae.b_enc)),
+        "update": lambda: gpu_update.update(*table, *still),
     }
 
 

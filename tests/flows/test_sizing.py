@@ -39,7 +39,15 @@ def test_a_step_takes_what_was_measured() -> None:
 
 def test_a_training_holds_what_was_measured() -> None:
     config = load_preset("llama-3.2-3b-sentences", ["runtime.train_workers=1"])
-    assert train_bytes(config, 3072, hardware("h200")) == pytest.approx(5.96 * 2**30, rel=0.06)
+    held = train_bytes(config, 3072, hardware("h200"))
+    assert held == pytest.approx(5.96 * 2**30, rel=0.06)
+    for architecture, tables in {"batch_topk": 0, "matryoshka": 4, "relu": None}.items():
+        of = load_preset("llama-3.2-3b-sentences", [
+            "runtime.train_workers=1", f"train.architecture={architecture}",
+            *(["train.precision="] if tables is None else []),
+        ])  # fmt: skip
+        more = train_bytes(of, 3072, hardware("h200")) - held
+        assert more == 8192 * 3072 * 6 * tables if tables is not None else more > 8 * 2**30, architecture
 
 
 def test_a_training_that_does_not_fit_is_said(store: Store) -> None:

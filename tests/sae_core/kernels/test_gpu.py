@@ -1,6 +1,6 @@
 """The GPU's step against the float64 reference, in Triton's interpreter on the CPU.
 
-    TRITON_INTERPRET=0 python -m pytest tests/sae_core/kernels/test_gpu.py        the same on a GPU
+    TRITON_INTERPRET=0 python -m pytest tests/sae_core/kernels/test_gpu*.py       the same on a GPU
 
 Shapes are small, because a program takes the interpreter up to 50 ms.
 """
@@ -9,24 +9,26 @@ import datetime
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from sae_core import SAE, ActivationError, SAEConfig, Trainer, TrainerConfig, make_sae
-from sae_core.kernels import Found, Moments, Step, StepOptions
+from sae_core import ActivationError, Trainer, TrainerConfig
+from sae_core.kernels import StepOptions
 from sae_core.kernels.reference import DenseStep
 from tests.benchmarks import gpu as bench
+from tests.sae_core.kernels import made_steps
+from tests.sae_core.kernels.made_steps import PARAMETERS, V, found_by, made, relative_error, some_latents
 
 pytest.importorskip("triton", reason="triton is not installed (it is there for Linux only)")
-from sae_core.kernels import gpu, gpu_batch_top_k, gpu_loops, gpu_top_k  # after conftest.py has chosen the interpreter
+from sae_core.kernels import gpu, gpu_batch_top_k, gpu_update  # after conftest.py has chosen the interpreter
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-V = 3.7
-PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
+KINDS = (gpu.TritonStep, DenseStep)
 EACH = pytest.mark.parametrize("architecture", ["topk", "batch_topk", "matryoshka", "matryoshka by row"])
 SHAPES = [(9, 21, 5, 7), (20, 18, 3, 5), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
@@ -36,52 +38,18 @@ def small_blocks(monkeypatch):
     """Several tiles of latents and of rows, programs of latents, and stretches of pairs in small shapes too."""
     monkeypatch.setattr(gpu, "TILE_LATENTS", 16)
     monkeypatch.setattr(gpu, "TILE_ELEMENTS", 64)
-    monkeypatch.setattr(gpu_loops, "PROGRAMS", 8)
-    monkeypatch.setattr(gpu_loops, "LONG", 2)
+    monkeypatch.setattr(gpu_update, "PROGRAMS", 8)
+    monkeypatch.setattr(gpu_update, "LONG", 2)
     monkeypatch.setattr(gpu_batch_top_k, "FIRST_ROWS", 2)
     monkeypatch.setattr(gpu_batch_top_k, "PIECE", 8)
 
 
-def made(d: int, n: int, k: int, architecture: str) -> SAE:
-    """An autoencoder; Matryoshka's with three nested dictionaries."""
-    name, _, by_row = architecture.partition(" ")
-    nested = {"prefixes": tuple(sorted({1, n // 3 or 1, n}))} if name == "matryoshka" else {}
-    selection = {"selection": "row"} if by_row else {}
-    return make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=name, **nested, **selection))
-
-
-def prepared(
-    kind: type, d: int, n: int, k: int, rows: int, architecture: str = "topk", **changes
-) -> tuple[Step, SAE, dict[str, Moments]]:
-    """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
-    sae = made(d, n, k, architecture)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in sae.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-        sae.b_enc -= 0.5
-    sae = sae.to(DEVICE, torch.float64 if kind is DenseStep else torch.float32)
-    options = {"auxiliary": 0.25, "k_auxiliary": 3, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
-    moments = {name: Moments(torch.zeros_like(p), torch.zeros_like(p)) for name, p in sae.named_parameters()}
-    moments = {name: Moments(*(tensor.detach() for tensor in pair)) for name, pair in moments.items()}
-    return kind(sae, moments, StepOptions(rows=rows, variance=V, **(options | changes))), sae, moments
+def prepared(kind: type, d: int, n: int, k: int, rows: int, architecture: str = "topk", **changes):
+    return made_steps.prepared(kind, d, n, k, rows, architecture, DEVICE, **changes)
 
 
 def batch(rows: int, d: int, number: int) -> torch.Tensor:
-    return torch.randn(rows, d, generator=torch.Generator().manual_seed(100 + number)).to(DEVICE)
-
-
-def found_by(step: Step, x_BD: torch.Tensor, dead: list[int]) -> Found:
-    """The step's gradients with these latents dead."""
-    dead_N = torch.zeros(len(step._sae.b_enc), dtype=torch.bool, device=DEVICE)
-    dead_N[dead] = True
-    return step.gradients(x_BD, x_BD, dead_N, 0.0)
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    difference = float((found.double() - expected.double()).norm())
-    return difference / float(expected.double().norm()) if difference else 0.0
+    return made_steps.batch(rows, d, number, DEVICE)
 
 
 @EACH
@@ -92,8 +60,7 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead, architecture
     (step, _, moments), (dense, _, expected) = (
         prepared(kind, d, n, k, rows, architecture, beta1=0.0) for kind in KINDS
     )
-    numbers = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else dead].tolist()
-    x_BD = batch(rows, d, 0)
+    x_BD, numbers = batch(rows, d, 0), some_latents(n, dead)
     found, wanted = found_by(step, x_BD, numbers), found_by(dense, x_BD.double(), numbers)
     torch.testing.assert_close(found.sums, wanted.sums, rtol=1e-6, atol=0)
     assert found.fired_N.tolist() == wanted.fired_N.tolist()
@@ -101,9 +68,6 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead, architecture
     dense.update(1e-3, 1)
     for name in PARAMETERS:
         assert relative_error(moments[name].exp_avg, expected[name].exp_avg) <= 1e-6, name
-
-
-KINDS = (gpu.TritonStep, DenseStep)
 
 
 @EACH
@@ -161,70 +125,6 @@ def test_a_latent_that_has_died_takes_part_two_steps_later_and_one_that_lives_ag
         auxiliary.append(float(found_by(step, batch(4, 3, 0), dead).sums[1]) > 0)
         step.update(0.0, number)
     assert auxiliary == [False, False, False, True, False, True]
-
-
-@pytest.mark.parametrize(("tile", "places"), [(4, 8), (4, 512), (64, 8)])  # a small pool is full again and again
-@pytest.mark.parametrize("kind", ["numbers", "ascending", "ties", "few"])
-@pytest.mark.parametrize(("n", "k"), [(37, 5), (16, 16), (5, 1)])
-def test_the_k_largest_are_found_exactly_and_ties_go_to_the_lowest_number(monkeypatch, n, k, kind, tile, places):
-    monkeypatch.setattr(gpu_top_k, "PLACES", places)
-    generator = torch.Generator().manual_seed(n)
-    pre_BN = torch.randn(4, n, generator=generator)
-    if kind == "ascending":
-        pre_BN = pre_BN.sort(dim=1).values
-    elif kind != "numbers":
-        pre_BN = torch.randint(-2, 3, (4, n), generator=generator) - 1.0 * (kind == "few")
-    pre_BN, bias_N = pre_BN.to(DEVICE), torch.randint(0, 2, (n,), generator=generator).float().to(DEVICE)
-    values_BK = torch.full((4, k), torch.nan, device=DEVICE)
-    latents_BK = torch.full((4, k), -7, dtype=torch.int32, device=DEVICE)
-    pool = gpu_top_k.Pool.for_rows(4, k, torch.device(DEVICE))
-    for first in range(0, n, tile):
-        part = slice(first, first + tile)
-        gpu_top_k.top_k(pre_BN[:, part], bias_N[part], first, n, pool, values_BK, latents_BK)
-    total_BN = pre_BN + bias_N
-    order_BK = total_BN.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    for total_N, order_K, values_K, latents_K in zip(total_BN, order_BK, values_BK, latents_BK, strict=True):
-        kept = sorted((place, float(total_N[place])) for place in order_K.tolist() if total_N[place] > 0)
-        free = [(n, 0.0)] * (k - len(kept))
-        assert list(zip(latents_K.tolist(), values_K.tolist(), strict=True)) == kept + free
-
-
-@pytest.mark.parametrize("tile", [4, 64])
-@pytest.mark.parametrize("kind", ["numbers", "ascending", "ties", "few", "one row"])
-@pytest.mark.parametrize("guess", [0.0, 0.5, 10.0])  # all that is positive, some, nothing
-@pytest.mark.parametrize("places", [1, 37])  # soon full, never
-def test_what_reaches_the_batch_s_threshold_is_found_exactly(kind, guess, places, tile):
-    (rows, n, k), generator = (4, 37, 5), torch.Generator().manual_seed(3)
-    pre_BN = torch.randn(rows, n, generator=generator)
-    if kind == "ascending":
-        pre_BN = pre_BN.sort(dim=1).values
-    elif kind == "one row":
-        pre_BN[1] += 3
-    elif kind != "numbers":
-        pre_BN = torch.randint(-2, 3, (rows, n), generator=generator) - 1.0 * (kind == "few")
-    pre_BN, bias_N = pre_BN.to(DEVICE), torch.randint(0, 2, (n,), generator=generator).float().to(DEVICE)
-    selection = gpu_batch_top_k.BatchSelection(rows, k, n, slice(0, rows), None, False, torch.device(DEVICE))
-    selection._make_room(places)
-    selection._guess.fill_(guess)
-    holds = False
-    while not holds:
-        for part in (slice(0, 3), slice(3, 4)):
-            for first in range(0, n, tile):
-                of = slice(first, first + tile)
-                selection.take(pre_BN[part, of], bias_N[of], first, part)
-        selection.finish()
-        holds = selection.holds()
-    total_BN = pre_BN + bias_N
-    positive = total_BN[total_BN > 0].sort(descending=True).values
-    threshold = float(positive[k * rows - 1]) if len(positive) >= k * rows else 0.0
-    assert float(selection.threshold) == threshold
-    for total_N, values_W, latents_W, count in zip(
-        total_BN, selection.values_BK, selection.latents_BK, selection.counts_B, strict=True
-    ):
-        kept = [(i, float(total_N[i])) for i in range(n) if total_N[i] >= threshold and total_N[i] > 0]
-        free = [(n, 0.0)] * (selection.values_BK.shape[1] - len(kept))
-        assert list(zip(latents_W.tolist(), values_W.tolist(), strict=True)) == kept + free
-        assert int(count) == len(kept)
 
 
 def test_batch_selection_goes_on_after_rows_that_are_not_finite():
@@ -361,7 +261,8 @@ def test_every_kernel_compiles_for_a_gpu_without_one():
 
 @pytest.mark.skipif(not INTERPRETED or not torch.cuda.is_available(), reason="no GPU, or already on it")
 def test_all_of_this_on_a_gpu():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    files = (str(path) for path in sorted(Path(__file__).parent.glob("test_gpu*.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 

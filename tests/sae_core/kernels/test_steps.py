@@ -5,65 +5,31 @@ import torch
 
 from sae_core import SAE, SAEConfig, TopKSAE, make_sae
 from sae_core.gradients import gradients
-from sae_core.kernels import Found, Moments, Step, StepOptions, cpu, step_for
-from sae_core.kernels.cpu import PARAMETERS, FusedStep
+from sae_core.kernels import Moments, StepOptions, cpu, step_for
+from sae_core.kernels.cpu import FusedStep
 from sae_core.kernels.reference import DenseStep
+from tests.sae_core.kernels.made_steps import PARAMETERS, V, batch, found_by, prepared, relative_error, some_latents
 
-V = 3.7
+KINDS = (FusedStep, DenseStep)
 BY_AUTOGRAD = ["batch_topk", "matryoshka", "matryoshka by row"]  # in the reference
 SHAPES = [(17, 96, 5, 40), (64, 200, 16, 33), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
-
-
-def prepared(d: int, n: int, k: int, rows: int, dtype=torch.float32, architecture="topk", **changes):
-    """A step, its autoencoder away from the start (some kept pre-activations are negative) and its moments."""
-    name, _, by_row = architecture.partition(" ")
-    nested = {"prefixes": tuple(sorted({1, n // 3 or 1, n}))} if name == "matryoshka" else {}
-    selection = {"selection": "row"} if by_row else {}
-    sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=name, **nested, **selection))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in sae.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
-        sae.b_enc -= 1
-    sae = sae.to(dtype)
-    options = {"auxiliary": 0.25, "k_auxiliary": 3, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
-    settings = StepOptions(rows=rows, variance=V, **(options | changes))
-    moments = {name: Moments(*torch.zeros(2, *getattr(sae, name).shape, dtype=dtype)) for name in PARAMETERS}
-    kind = DenseStep if dtype == torch.float64 else FusedStep
-    return kind(sae, moments, settings), sae, moments
-
-
-def batch(rows: int, d: int, number: int) -> torch.Tensor:
-    return torch.randn(rows, d, generator=torch.Generator().manual_seed(100 + number))
-
-
-def found_by(step: Step, x_BD: torch.Tensor, dead_M: torch.Tensor) -> Found:
-    """The step's gradients with these latents dead."""
-    dead_N = torch.zeros(len(step._sae.b_enc), dtype=torch.bool)
-    dead_N[dead_M] = True
-    return step.gradients(x_BD, x_BD, dead_N, 0.0)
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    difference = float((found.double() - expected.double()).norm())
-    return difference / float(expected.double().norm()) if difference else 0.0
 
 
 @pytest.mark.parametrize("dead", [0, 1, 7, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
 def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
     """With beta1 = 0 the mean gradient after an update is the gradient; W_dec's lacks its part along the direction."""
-    step, sae, moments = prepared(d, n, k, rows, beta1=0.0)
+    step, sae, moments = prepared(FusedStep, d, n, k, rows, beta1=0.0)
     twin = TopKSAE(sae.config).double()
     twin.load_state_dict(sae.state_dict())
     x_BD = batch(rows, d, 0)
-    dead_M = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else min(dead, n)]
+    numbers = some_latents(n, dead)
+    dead_M = torch.tensor(numbers, dtype=torch.int64)
     expected = gradients(twin, x_BD.double(), dead_M, rows=rows, variance=V, auxiliary=0.25, k_auxiliary=3)
     directions = twin.W_dec.detach()
     expected.W_dec.sub_((expected.W_dec * directions).sum(1, keepdim=True) * directions)
 
-    found = found_by(step, x_BD, dead_M)
+    found = found_by(step, x_BD, numbers)
     step.update(1e-3, 1)
     torch.testing.assert_close(found.sums, expected.sums, rtol=1e-5, atol=0)
     assert found.fired_N.tolist() == expected.fired.tolist()
@@ -74,13 +40,10 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
 @pytest.mark.parametrize("architecture", ["topk", *BY_AUTOGRAD])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
 def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, architecture):
-    (fused, sae, _), (dense, twin, _) = (
-        prepared(d, n, k, rows, dtype, architecture) for dtype in (torch.float32, torch.float64)
-    )
-    assert type(fused) is FusedStep
+    (fused, sae, _), (dense, twin, _) = (prepared(kind, d, n, k, rows, architecture) for kind in KINDS)
     for number in range(1, 6):
-        x_BD, dead_M = batch(rows, d, number), torch.arange(0, n, 3) if number % 2 else torch.arange(0)
-        found, expected = found_by(fused, x_BD, dead_M), found_by(dense, x_BD.double(), dead_M)
+        x_BD, dead = batch(rows, d, number), range(0, n, 3) if number % 2 else []
+        found, expected = found_by(fused, x_BD, dead), found_by(dense, x_BD.double(), dead)
         torch.testing.assert_close(found.sums, expected.sums, rtol=1e-4, atol=0)
         assert found.fired_N.tolist() == expected.fired_N.tolist()
         fused.update(1e-2 / number, number)
@@ -96,11 +59,11 @@ def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, archi
 @pytest.mark.parametrize("dead", [0, 7, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
 def test_gradients_equal_those_of_autograd_in_float64(d, n, k, rows, dead, architecture):
-    step, _, moments = prepared(d, n, k, rows, architecture=architecture, beta1=0.0)
-    dense, _, expected = prepared(d, n, k, rows, torch.float64, architecture, beta1=0.0)
-    x_BD = batch(rows, d, 0)
-    dead_M = torch.randperm(n, generator=torch.Generator().manual_seed(9))[: n if dead == "all" else min(dead, n)]
-    found, exact = found_by(step, x_BD, dead_M), found_by(dense, x_BD.double(), dead_M)
+    (step, _, moments), (dense, _, expected) = (
+        prepared(kind, d, n, k, rows, architecture, beta1=0.0) for kind in KINDS
+    )
+    x_BD, numbers = batch(rows, d, 0), some_latents(n, dead)
+    found, exact = found_by(step, x_BD, numbers), found_by(dense, x_BD.double(), numbers)
     step.update(1e-3, 1)
     dense.update(1e-3, 1)
     torch.testing.assert_close(found.sums, exact.sums, rtol=1e-5, atol=0)
@@ -109,8 +72,8 @@ def test_gradients_equal_those_of_autograd_in_float64(d, n, k, rows, dead, archi
 
 
 def test_a_latent_that_does_not_fire_still_decays_and_moves():
-    step, sae, moments = prepared(16, 64, 2, 30, auxiliary=0.0)
-    found_by(step, batch(30, 16, 0), torch.arange(0))
+    step, sae, moments = prepared(FusedStep, 16, 64, 2, 30, auxiliary=0.0)
+    found_by(step, batch(30, 16, 0), [])
     step.update(1e-2, 1)
     with torch.no_grad():
         sae.b_enc.fill_(-100)
@@ -119,7 +82,7 @@ def test_a_latent_that_does_not_fire_still_decays_and_moves():
         for name, tensor in sae.named_parameters()
     }
     assert before["W_enc"][1].abs().sum() > 0
-    found = found_by(step, batch(30, 16, 1), torch.arange(0))
+    found = found_by(step, batch(30, 16, 1), [])
     step.update(1e-2, 2)
     assert found.fired_N.sum() == 0
     weight, mean, square = before["W_enc"]
@@ -135,19 +98,19 @@ def test_bits_do_not_depend_on_the_number_of_threads(architecture):
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        step, sae, _ = prepared(64, 512, 8, 200, architecture=architecture)
+        step, sae, _ = prepared(FusedStep, 64, 512, 8, 200, architecture)
         for number in range(1, 4):
-            found = found_by(step, batch(200, 64, number), torch.arange(40))
+            found = found_by(step, batch(200, 64, number), range(40))
             step.update(1e-2, number)
         results.append([found.sums, *sae.state_dict().values()])
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 def test_tiles_give_the_same_codes(monkeypatch):
-    whole = prepared(16, 64, 4, 50)[0]
+    whole = prepared(FusedStep, 16, 64, 4, 50)[0]
     monkeypatch.setattr(cpu, "TILE_ELEMENTS", 64 * 7)
-    tiled = prepared(16, 64, 4, 50)[0]
-    a, b = (found_by(step, batch(50, 16, 0), torch.arange(5)) for step in (whole, tiled))
+    tiled = prepared(FusedStep, 16, 64, 4, 50)[0]
+    a, b = (found_by(step, batch(50, 16, 0), range(5)) for step in (whole, tiled))
     torch.testing.assert_close(a.sums, b.sums)
     assert torch.equal(a.fired_N, b.fired_N)
 

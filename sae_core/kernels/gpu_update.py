@@ -1,4 +1,4 @@
-"""The kernels of the GPU's training step, apart from the selection: decoding, and gradients with their update.
+"""The update of the GPU's training step: gradients of what fired, AdamW, and decoder directions back to norm 1.
 
 Nothing is added atomically: every sum has one order, so that ranks which have the same rows get the same bits. Suffix
 errors of nested dictionaries are those of cpu_loops.py.
@@ -19,7 +19,6 @@ from sae_core.kernels.step import AdamW, Moments
 LONG = 256  # pairs that one program sums up; a latent that fires at every row would else keep all others waiting
 PROGRAMS = 2048  # of the update: several for each of some 130 multiprocessors
 PAIRS = 2  # rows and errors that a program of the update asks for at once
-DIRECTIONS = 4  # the same of decoding
 
 
 class Pairs(NamedTuple):
@@ -56,33 +55,6 @@ class DeadGradients(NamedTuple):
     b_enc_M: Tensor
 
 
-def errors(
-    centred_BD: Tensor,
-    b_pre_D: Tensor,
-    W_dec: Tensor,
-    ends_G: Tensor,
-    values_BK: Tensor,
-    latents_BK: Tensor,
-    counts_B: Tensor | None,
-    error_GBD: Tensor,
-    copy_GBD: Tensor,
-) -> Tensor:
-    """Decodes into suffix errors, and `copy_GBD` in another dtype or the same; returns (B, 3): squared norms in each
-    row, of the error of all latents and of x, and the mean of those of the nested dictionaries' errors.
-
-    `W_dec` has any float dtype; `ends_G` (int32): sizes of the dictionaries; `counts_B` (int32): places of each row
-    that are taken. Latents ascend within a row.
-    """
-    (rows, d), k = centred_BD.shape, values_BK.shape[1]
-    sums_B3 = torch.empty(rows, 3, device=centred_BD.device)
-    _errors[(rows,)](
-        centred_BD, b_pre_D, W_dec, ends_G, values_BK, latents_BK, latents_BK if counts_B is None else counts_B,
-        len(W_dec), error_GBD, copy_GBD, sums_B3, d, k, rows * d, G=len(ends_G), COUNTED=counts_B is not None,
-        COPY=copy_GBD.data_ptr() != error_GBD.data_ptr(), **_blocks(d, DIRECTIONS),
-    )  # fmt: skip
-    return sums_B3
-
-
 def update(
     centred_BD: Tensor,
     error_GBD: Tensor,
@@ -111,97 +83,22 @@ def update(
     if stretches:
         _stretches[(stretches,)](
             *table, pairs.starts_N1, pairs.stretches_N1, pairs.latent_S, W_dec[0], sums_S2D, bias_S, n, d, LONG,
-            **nested, **_blocks(d, PAIRS),
+            **nested, **row_blocks(d, PAIRS),
         )  # fmt: skip
     size = -(-n // PROGRAMS)
     through_QD = torch.empty(-(-n // size), d, device=device)
     _update[(len(through_QD),)](
         *table, pairs.starts_N1, pairs.stretches_N1, sums_S2D, bias_S, *dead,
         W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], *(copies or (W_enc[0], W_dec[0])), through_QD,
-        adamw, n, d, size, LONG, COPY=copies is not None, **nested, **_blocks(d, PAIRS),
+        adamw, n, d, size, LONG, COPY=copies is not None, **nested, **row_blocks(d, PAIRS),
     )  # fmt: skip
     return through_QD
 
 
-def _blocks(d: int, pairs: int) -> dict[str, int]:
+def row_blocks(d: int, pairs: int) -> dict[str, int]:
     """A whole row in registers, 32 numbers of it a thread: several small programs hide each other's waiting best."""
     block = triton.next_power_of_2(d)
     return {"BLOCK_D": block, "PAIRS": pairs, "num_warps": min(16, max(1, block // 1024))}
-
-
-@triton.jit
-def _errors(
-    centred,
-    b_pre,
-    W_dec,
-    ends,
-    values,
-    latents,
-    counts,
-    n,
-    error,
-    copy,
-    sums,
-    d,
-    k,
-    whole,
-    G: tl.constexpr,
-    COUNTED: tl.constexpr,
-    COPY: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    """One row; `whole` is the size of one dictionary's errors."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK_D)
-    inside = column < d
-    centred_D = tl.load(centred + row * d + column, inside, 0.0)
-    x_D = centred_D + tl.load(b_pre + column, inside, 0.0)
-    values += row * k
-    latents += row * k
-    at_D = row * d + column
-    decoded_D = tl.zeros([BLOCK_D], tl.float32)
-    taken = k
-    if COUNTED:
-        taken = tl.load(counts + row)
-    begin, squared_error, squared_errors = 0, 0.0, 0.0
-    for number in range(G):
-        end = taken
-        if G > 1:
-            end = begin
-            for at in range(begin, taken, PAIRS):
-                slot = at + tl.arange(0, PAIRS)
-                earlier = tl.load(latents + slot, slot < taken, n) < tl.load(ends + number)
-                end += tl.sum(earlier.to(tl.int32), 0)
-        for at in range(begin, end, PAIRS):
-            slot = at + tl.arange(0, PAIRS)
-            latent = tl.load(latents + slot, slot < end, n)
-            value = tl.load(values + slot, slot < end, 0.0)
-            rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
-            table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0).to(tl.float32)
-            decoded_D += tl.sum(table_PD * value[:, None], 0)
-        error_D = decoded_D - centred_D
-        tl.store(error + at_D, error_D, inside)
-        squared_error = tl.sum(error_D * error_D, 0)
-        squared_errors += squared_error
-        begin = end
-        error += whole
-        copy += whole
-    if G > 1:
-        tl.debug_barrier()  # what has been stored is there
-        later_D = tl.zeros([BLOCK_D], tl.float32)
-        for _ in range(G):
-            error -= whole
-            copy -= whole
-            later_D += tl.load(error + at_D, inside, 0.0) / G
-            tl.store(error + at_D, later_D, inside)
-            if COPY:
-                tl.store(copy + at_D, later_D, inside)
-    elif COPY:
-        tl.store(copy - whole + at_D, decoded_D - centred_D, inside)
-    tl.store(sums + row * 3, squared_error)
-    tl.store(sums + row * 3 + 1, tl.sum(x_D * x_D, 0))
-    tl.store(sums + row * 3 + 2, squared_errors / G)
 
 
 @triton.jit
