@@ -1,6 +1,8 @@
-"""Folders of this machine that a person names: whether there is such a home, and whether they can be written."""
+"""Folders of this machine: whether there is such a home, whether they can be written, and what is in them."""
 
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.errors import InputError
@@ -29,3 +31,9 @@ def why_not_writable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"no folder can be made in {there} ({error.strerror})"
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in no order. They may come and go meanwhile, which `rglob` cannot bear."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)

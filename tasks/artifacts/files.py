@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from tasks.artifacts.faults import said
 from tasks.errors import StoreError
-from tasks.folders import home_expanded, nearest_existing, why_not_writable
+from tasks.folders import files_below, home_expanded, nearest_existing, why_not_writable
 from tasks.settings import refuse_credentials
 
 TEMPORARY = ".tmp-"  # names of unfinished local writes start so; they are never listed
@@ -108,12 +108,15 @@ class LocalFiles:
 
     def names(self, folder: str) -> list[str]:
         base = self.root / folder
-        found = (entry for entry in base.rglob("*") if entry.is_file() and not entry.name.startswith(TEMPORARY))
-        return sorted(entry.relative_to(base).as_posix() for entry in found)
+        found = (file for file in files_below(base) if not file.name.startswith(TEMPORARY))
+        return sorted(file.relative_to(base).as_posix() for file in found)
 
     def folders(self, folder: str) -> list[str]:
         base = self.root / folder
-        return sorted(entry.name for entry in base.iterdir() if entry.is_dir()) if base.is_dir() else []
+        try:
+            return sorted(entry.name for entry in base.iterdir() if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def remove(self, path: str) -> None:
         target = self.root / path
@@ -123,9 +126,12 @@ class LocalFiles:
             target.unlink(missing_ok=True)
 
     def unfinished(self) -> list[str]:
-        before = time.time() - UNFINISHED_SECONDS
-        found = (entry for entry in self.root.rglob(f"{TEMPORARY}*") if entry.stat().st_mtime < before)
-        return sorted(entry.relative_to(self.root).as_posix() for entry in found)
+        before, found = time.time() - UNFINISHED_SECONDS, []
+        for file in files_below(self.root):
+            with contextlib.suppress(FileNotFoundError):
+                if file.name.startswith(TEMPORARY) and file.stat().st_mtime < before:
+                    found.append(file.relative_to(self.root).as_posix())
+        return sorted(found)
 
     def local(self, path: str) -> Path | None:
         return self.root / path

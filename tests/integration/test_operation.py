@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from flows.server import ENVIRONMENT
+from tasks.folders import files_below
 from tests.integration.commands import TINY, command, digests, marked_processes, nothing_is_left, run
 from tests.servers import postgres, redis
 from tests.servers.waiting import eventually, free_port, unavailable
@@ -223,7 +224,7 @@ def test_a_killed_run_is_found_started_again_and_ends_as_if_nothing_had_been(
 
 def _trains(progress: Path) -> bool:
     """Whether training has begun to keep something to go on from."""
-    return any("checkpoint" in path.name for path in progress.rglob("*"))
+    return any("checkpoint" in str(path.relative_to(progress)) for path in files_below(progress))
 
 
 def test_a_run_that_always_crashes_is_given_up_after_three_restarts(operation: Operation, notices: Webhook) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tasks.folders import files_below
 from tests.integration.commands import TINY, command, nothing_is_left
 from tests.servers.message_batches import MessageBatches
 from tests.servers.swift import Swift
@@ -45,12 +46,6 @@ def prefect(tmp_path: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(60)
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """Files and folders may come and go, which `rglob` cannot bear."""
-    for place, _, names in os.walk(folder):
-        yield from (Path(place, name) for name in names)
 
 
 def found_in(folder: Path, secrets: dict[str, bytes]) -> set[str]:

@@ -79,3 +79,26 @@ def dead_pid() -> int:
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
+
+
+def test_a_store_is_listed_while_others_take_folders_away(store):
+    files, stop = store.files, threading.Event()
+    files.write("report/kept", b"")
+
+    def others():
+        while not stop.is_set():
+            for number in range(20):
+                files.write(f"report/{number}/attempts/1/page", b"")
+            for number in range(20):
+                files.remove(f"report/{number}")
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert "kept" in files.names("report")
+            assert files.folders("report/3/attempts") in ([], ["1"])
+            assert files.unfinished() == []
+    finally:
+        stop.set()
+        thread.join()
