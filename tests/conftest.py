@@ -8,6 +8,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hides the user's settings, keys and caches from every test and from all processes that tests start."""
     settings.register_profile("saeflow", deadline=None, max_examples=25, derandomize=True)  # no timed test
     settings.load_profile("saeflow")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a background job starts would ignore Ctrl-C
     home = config.stash[HOME] = tempfile.mkdtemp(prefix="saeflow-tests-")
     for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         del os.environ[name]

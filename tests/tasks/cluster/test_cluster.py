@@ -1,5 +1,6 @@
 """Ray for real: pools of actors, jobs with a token, attaching, and what a killed run leaves."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -169,8 +170,11 @@ def test_one_cluster_for_a_run(ray_cluster: Cluster) -> None:
 
 
 def test_every_port_is_on_loopback(ray_cluster: Cluster) -> None:
-    ours = guard._marked(os.environ[guard.MARK])
-    listening = [c for p in ours for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    connections = []
+    for process in guard._marked(os.environ[guard.MARK]):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections += process.net_connections("tcp")
+    listening = [c for c in connections if c.status == psutil.CONN_LISTEN]
     assert len(listening) > 5
     assert {c.laddr.ip for c in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
