@@ -78,7 +78,11 @@ def descendants(pid):
     """{pid: command line} of all processes below one."""
     import psutil
 
-    return {child.pid: " ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)}
+    found = {}
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[child.pid] = " ".join(child.cmdline())
+    return found
 
 
 def alive(processes):

@@ -230,7 +230,7 @@ def test_k_larger_than_the_number_of_latents_is_refused():
         ({"architecture": "matryoshka", "prefixes": []}, "end with it"),
         ({"architecture": "gated", "bandwidth": 0.1}, "architecture jumprelu"),
         ({"select_per_rank": True}, "batch_topk or matryoshka"),
-        ({"architecture": "batch_topk", "precision": "bf16"}, "choose the architecture topk"),
+        ({"architecture": "gated", "precision": "bf16"}, "choose the architecture topk or batch_topk or matryoshka"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_sentence(settings, message):
