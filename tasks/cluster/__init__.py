@@ -238,6 +238,9 @@ def _environment(folder: Path) -> dict[str, str]:
         "DASHBOARD_METRIC_PORT": "-1",  # fixed ports otherwise, which two runs on one machine would fight for
         "AUTOSCALER_METRIC_PORT": "-1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning
+        # Every process of Ray's would wait 5 s at its end to report tasks, and 5 s more for metrics that nobody reads.
+        "RAY_task_events_shutdown_flush_timeout_ms": "200",
+        "RAY_enable_metrics_collection": "0",
     }
 
 
