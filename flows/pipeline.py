@@ -22,6 +22,7 @@ from tasks import guard
 from tasks.archive import ArchiveSpec
 from tasks.artifacts import Artifact, open_store
 from tasks.capture import CaptureSpec
+from tasks.cluster import start_ahead
 from tasks.corpus import CorpusSpec
 from tasks.evaluate import EvaluateSpec
 from tasks.examples import ExamplesSpec
@@ -114,6 +115,9 @@ def carry_out(
     store = open_store(store_url or now.store)
     planned = check(config, store, force, only=only)
     guard.protect()  # under a worker too: what the run starts ends with it
+    to_do = {entry.stage for entry in planned if entry.state != "Cached"}
+    if "capture" in to_do and to_do & {"model", "corpus"} and only is None:
+        start_ahead(config.runtime)
     do = PrefectDo(store, config.runtime, force, only, frozenset(entry.stage for entry in planned))
     artifacts = do.walk(lambda: wire(config, do))
     if "report" in artifacts:

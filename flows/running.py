@@ -35,6 +35,7 @@ from flows.server import (
 from tasks import guard
 from tasks.artifacts import Store, open_store
 from tasks.artifacts.workspace import abandon_open
+from tasks.cluster import shutdown
 from tasks.errors import InputError
 from tasks.settings import Settings, settings
 
@@ -209,8 +210,5 @@ def _leave(code: int) -> None:
 
 
 def _shut_down() -> None:
-    if "ray" in sys.modules:
-        from tasks.cluster import shutdown
-
-        shutdown()
+    shutdown()
     guard.release()

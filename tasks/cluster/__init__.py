@@ -1,5 +1,6 @@
 """Ray: start a local cluster or attach to one; long-lived actors, jobs. All use of Ray is through here.
 
+    start_ahead(runtime)                                  # where there is something else to do meanwhile
     cluster = attach_or_start(runtime)                    # the first stage that must be built pays for it
     pool = cluster.actors("capture", factory, *args, count=2)
     result = pool.stream("method", argument, receive=sum) # on an idle actor; died actors are replaced, work retried
@@ -123,6 +124,21 @@ def attach_or_start(runtime: Runtime) -> Cluster:
                 f"runtime.ray_address {runtime.ray_address!r}. Use one address for all stages of a run."
             )
         return _current
+
+
+def start_ahead(runtime: Runtime) -> None:
+    """Lets a local cluster start, which takes ten seconds, while stages run that need none.
+
+    Whoever asks for the cluster meanwhile waits for it, and so does `shutdown`. Where it does not start,
+    `attach_or_start` tries again, and says so.
+    """
+
+    def start() -> None:
+        with contextlib.suppress(ClusterError):
+            attach_or_start(runtime)
+
+    if not runtime.ray_address:
+        threading.Thread(target=start, name="start-ray").start()  # no daemon: Ray bears no interpreter that ends
 
 
 def shutdown() -> None:

@@ -21,6 +21,7 @@ from tasks.cluster import Cluster, actors
 from tasks.cluster.actors import Pool
 from tasks.errors import ClusterError, InputError
 from tasks.runtime import Runtime
+from tests.servers.waiting import eventually
 
 
 class Worker:
@@ -249,6 +250,25 @@ def test_a_killed_run_leaves_nothing_and_another_run_goes_on(ray_cluster: Cluste
     assert not alive
     assert not folder.exists()
     assert_it_works(ray_cluster)
+
+
+AHEAD = """
+import sys
+from pathlib import Path
+from tasks import cluster, guard
+from tasks.runtime import Runtime
+guard.protect("ahead", Path(sys.argv[1]))
+cluster.start_ahead(Runtime())
+if sys.argv[2] == "shut down":
+    cluster.shutdown()
+    assert not cluster._current
+"""
+
+
+@pytest.mark.parametrize("what", ["shut down", "left"])
+def test_a_cluster_that_starts_ahead_and_is_never_asked_for_ends_too(what: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", AHEAD, str(tmp_path), what], check=True, timeout=120)
+    eventually(lambda: not guard._marked("ahead"))
 
 
 def test_no_place_for_an_actor_is_an_error_and_not_a_wait(
