@@ -136,9 +136,11 @@ def start_ahead(runtime: Runtime) -> None:
     def start() -> None:
         with contextlib.suppress(ClusterError):
             attach_or_start(runtime)
+            threading.Event().wait()  # Linux ends what Ray has started together with the thread that did it
 
     if not runtime.ray_address:
-        threading.Thread(target=start, name="start-ray").start()  # no daemon: Ray bears no interpreter that ends
+        atexit.register(shutdown)  # an interpreter must not end while Ray starts
+        threading.Thread(target=start, name="start-ray", daemon=True).start()
 
 
 def shutdown() -> None:
