@@ -27,7 +27,7 @@ class BatchTopKSAE(SAE):
 
     @property
     def selects_over_batch(self) -> bool:
-        """It does."""
+        """Latents compete over the whole batch (Bussmann et al. 2024)."""
         return True
 
     def encode_normalised(self, normalised_BD: Tensor) -> Codes:

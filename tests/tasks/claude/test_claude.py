@@ -3,113 +3,25 @@
 import contextlib
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
-import traceback
 import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import anthropic
 import pytest
 
-from tasks.artifacts import Workspace
-from tasks.claude import Answers, run_batches
 from tasks.claude import requests as claude_requests
 from tasks.claude.prices import PRICES_AS_OF
-from tasks.claude.requests import Request, estimate
-from tasks.claude.service import Patience, Service
-from tasks.errors import InputError, ServiceError
-from tasks.runtime import Runtime
+from tasks.claude.requests import estimate
+from tasks.errors import ServiceError
 from tests.servers.message_batches import MessageBatches
+from tests.tasks.claude.driven import FAST, KEY, WANTED, Crash, FolderProgress, run, values, workspace
 from tests.tasks.claude.made_requests import params, requests
-
-KEY = "5ae" * 21 + "0"
-FAST = Patience(first_poll=0.01, longest_poll=0.02, unreachable=20.0, outage=20.0, settle=0.02)
-
-
-class Crash(BaseException):
-    """The run is gone, as after SIGKILL: nothing may catch it."""
-
-
-class FolderProgress:
-    """Progress in a folder; `crash_at` n raises before (even) or after (odd) the n/2-th change."""
-
-    def __init__(self, folder: Path, crash_at: int | None = None) -> None:
-        self.folder, self.crash_at, self.moments = folder, crash_at, 0
-
-    def moment(self) -> None:
-        if self.moments == self.crash_at:
-            raise Crash
-        self.moments += 1
-
-    def write(self, name: str, data: bytes) -> None:
-        self.moment()
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        self.moment()
-
-    def read(self, name: str) -> bytes | None:
-        path = self.folder / name
-        return path.read_bytes() if path.exists() else None
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value).encode())
-
-    def read_json(self, name: str) -> Any:
-        data = self.read(name)
-        return None if data is None else json.loads(data)
-
-    def names(self, prefix: str = "") -> list[str]:
-        files = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
-        return sorted(name for name in files if name.startswith(prefix))
-
-
-def parse(text: str) -> str:
-    return str(json.loads(text)["common_semantic"]) if "common_semantic" in text else _refuse(text)
-
-
-def _refuse(text: str) -> str:
-    raise ValueError(f"no common_semantic in {text[:20]!r}")
-
-
-def run(
-    folder: Path,
-    url: str,
-    asked: list[Request],
-    *,
-    crash_at: int | None = None,
-    key: str = "test-key",
-    budget: float = 5.0,
-    hours: float = 1.0,
-    out: Workspace | None = None,
-    patience: Patience = FAST,
-) -> Answers:
-    """`run_batches` with a client of its own, as a new process would have."""
-    if out is None:
-        runtime = Runtime(budget_dollars=budget, batch_hours=hours)
-        out = Workspace(folder, folder, KEY, runtime, held=FolderProgress(folder, crash_at))  # type: ignore[arg-type]
-    with anthropic.Anthropic(api_key=key, base_url=url, max_retries=0) as client:
-        return run_batches(asked, parse, out, patience, Service(client, patience, out.log))
-
-
-def workspace(folder: Path, log: list[str], budget: float = 5.0) -> Workspace:
-    """A workspace whose messages can be read."""
-    held = FolderProgress(folder)
-    return Workspace(folder, folder, KEY, Runtime(budget_dollars=budget), on_log=log.append, held=held)  # type: ignore[arg-type]
-
-
-def values(answers: Answers) -> dict[str, Any]:
-    return {name: outcome.value for name, outcome in answers.outcomes.items()}
-
-
-WANTED = {f"{i}": f"the token word{i}" for i in range(5)}
 
 
 def test_answers_come_back_under_their_names_whatever_the_order_of_the_results(tmp_path: Path) -> None:
@@ -253,33 +165,6 @@ def test_results_that_are_no_longer_kept_count_as_expired(tmp_path: Path) -> Non
         assert len(service.created()) == 2
 
 
-def test_a_refused_key_is_one_error_without_the_key(tmp_path: Path) -> None:
-    secret = "sk-ant-very-secret"
-    with MessageBatches() as service:
-        with pytest.raises(InputError, match="refuses the key in ANTHROPIC_API_KEY") as caught:
-            run(tmp_path, service.url, requests(3), key=secret)
-        assert service.created() == []
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
-    assert secret not in "".join(traceback.format_exception(caught.value))
-    assert secret.encode() not in pickle.dumps(caught.value)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_text()]
-
-
-def test_bad_parameters_stop_at_the_first_request(tmp_path: Path) -> None:
-    with MessageBatches() as service:
-        with pytest.raises(ServiceError, match="404 model: gpt-2"):
-            run(tmp_path, service.url, [Request("a", params("x", model="gpt-2"))])
-        assert service.created() == []
-
-
-def test_a_service_that_is_down_is_said_soon(tmp_path: Path) -> None:
-    with MessageBatches() as service:
-        url = service.url
-    with pytest.raises(ServiceError, match="cannot be reached"):
-        run(tmp_path, url, requests(1), patience=FAST._replace(unreachable=0.05))
-
-
 def test_a_service_that_stays_away_too_long_is_given_up_and_found_again(tmp_path: Path) -> None:
     with MessageBatches({"faults": [{"path": "results$", "status": 503, "times": 10**6}]}) as service:
         with pytest.raises(ServiceError, match="could not give the results of batch"):
@@ -287,37 +172,6 @@ def test_a_service_that_stays_away_too_long_is_given_up_and_found_again(tmp_path
         service.script["faults"] = []
         assert values(run(tmp_path, service.url, requests(3))) == {k: WANTED[k] for k in "012"}
         assert len(service.created()) == 1
-
-
-def test_a_wrong_address_is_said(tmp_path: Path) -> None:
-    with MessageBatches() as service:
-        service.message = lambda *_: "<html>welcome</html>"  # type: ignore[assignment, method-assign]
-        with pytest.raises(InputError, match="does not answer as the Claude API does"):
-            run(tmp_path, service.url, requests(1))
-
-
-def test_the_budget_is_checked_before_anything_is_sent(tmp_path: Path) -> None:
-    with MessageBatches() as service:
-        refused = rf"may cost up to \$0\.01 at the prices of {PRICES_AS_OF}, more than the budget of \$0\."
-        with pytest.raises(InputError, match=refused):
-            run(tmp_path, service.url, requests(3), budget=0.0)
-        assert service.calls == []
-        run(tmp_path, service.url, requests(3))
-        calls = len(service.calls)
-        run(tmp_path, service.url, requests(3), budget=0.0)  # all is paid and kept: nothing is asked
-        assert len(service.calls) == calls
-
-
-def test_a_second_sending_stays_within_the_budget(tmp_path: Path) -> None:
-    """Answers that cost more than expected use the budget up; what came back is kept, what failed is told."""
-    asked, log = [Request(name, {**body, "max_tokens": 1}) for name, body in requests(3)], list[str]()
-    cap = estimate(asked) + estimate(asked[:1], batch=False)
-    with MessageBatches({"outcomes": [{"custom_id": "-1$", "outcome": "wrong_fields"}]}) as service:
-        answers = run(tmp_path, service.url, asked, out=workspace(tmp_path, log, cap))
-        assert len(service.created()) == 1
-    assert answers.outcomes["1"].status == "malformed"
-    assert answers.summary["answered"] == 2
-    assert any("not sent again" in line for line in log)
 
 
 def test_a_batch_that_does_not_end_is_left_at_the_service_and_found_by_the_next_run(tmp_path: Path) -> None:
@@ -344,7 +198,8 @@ def test_a_cancelled_batch_is_not_sent_again(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from tests.tasks.claude.test_claude import requests, run, values
+from tests.tasks.claude.driven import run, values
+from tests.tasks.claude.made_requests import requests
 values(run(Path(sys.argv[1]), sys.argv[2], requests(5)))
 """
 
@@ -383,18 +238,3 @@ def test_sigkill_of_the_run_while_the_service_lives_on(tmp_path: Path, instant: 
 def _calls(url: str) -> list[str]:
     with urllib.request.urlopen(f"{url}/log") as answer:
         return json.load(answer)["calls"]
-
-
-@pytest.mark.parametrize(
-    ("bad", "said"),
-    [(Request("a b", params("x")), "letters, digits"), (Request("", params("x")), "letters, digits"),
-     (Request("x" * 33, params("x")), "32"), (Request("ok\n", params("x")), "letters, digits"),
-     (Request("a", {**params("x"), "temperature": 0}), "temperature is not accepted"),
-     (Request("a", {**params("x"), "max_tokens": 0}), "no max_tokens"),
-     (Request("b", params("x")), "used twice")],
-)  # fmt: skip
-def test_what_the_service_would_refuse_is_refused_before(tmp_path: Path, bad: Request, said: str) -> None:
-    with MessageBatches() as service:
-        with pytest.raises(InputError, match=said):
-            run(tmp_path, service.url, [Request("b", params("x")), bad])
-        assert service.calls == []

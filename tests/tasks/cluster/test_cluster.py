@@ -253,19 +253,22 @@ def test_a_killed_run_leaves_nothing_and_another_run_goes_on(ray_cluster: Cluste
 
 
 AHEAD = """
-import sys
+import sys, time
 from pathlib import Path
 from tasks import cluster, guard
 from tasks.runtime import Runtime
 guard.protect("ahead", Path(sys.argv[1]))
 cluster.start_ahead(Runtime())
-if sys.argv[2] == "shut down":
-    cluster.shutdown()
-    assert not cluster._current
+if sys.argv[2] == "when it is up":
+    while not cluster._current:
+        time.sleep(0.1)
+    time.sleep(1)  # were it to end with the thread that started it, it would have by now
+    import ray
+    assert ray.cluster_resources()["CPU"] > 0
 """
 
 
-@pytest.mark.parametrize("what", ["shut down", "left"])
+@pytest.mark.parametrize("what", ["when it is up", "while it starts"])
 def test_a_cluster_that_starts_ahead_and_is_never_asked_for_ends_too(what: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", AHEAD, str(tmp_path), what], check=True, timeout=120)
     eventually(lambda: not guard._marked("ahead"))
