@@ -38,6 +38,36 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
+def widened(typing_context: Any, value: Any) -> Any:
+    """A float32 as it is, and the bits of a bf16 (uint16) as the float32 they stand for."""
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context
+        if signature.args[0] == types.float32:
+            return arguments[0]
+        bits = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], bits), bits(16)), ir.FloatType())
+
+    return (types.float32(value), generate) if value in (types.float32, types.uint16) else None
+
+
+@intrinsic
+def nearest_bf16(typing_context: Any, value: Any) -> Any:
+    """The bits (uint16) of the bf16 nearest to a float32 that is finite, of two the even one."""
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        whole = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], whole)
+        even = builder.and_(builder.lshr(bits, whole(16)), whole(1))
+        return builder.trunc(builder.lshr(builder.add(bits, builder.add(even, whole(0x7FFF))), whole(16)), ir.IntType(16))
+
+    return (types.uint16(value), generate) if value == types.float32 else None
+
+
+@intrinsic
 def dot(typing_context: Any, a_D: Any, b_D: Any) -> Any:
     """Product of two contiguous float32 vectors: 32 sums side by side, by `fma`, then their sum in a fixed order.
 

@@ -22,6 +22,7 @@ from sae_core.autograd import SUMS
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
 from sae_core.kernels import ranks
+from sae_core.kernels import cpu_rounded
 from sae_core.kernels.compiled import ROWS
 from sae_core.kernels.cpu_batch_top_k import BatchSelection
 from sae_core.kernels.cpu_top_k import RowSelection
@@ -55,7 +56,12 @@ class FusedStep:
         moments: Mapping[str, Moments],
         options: StepOptions,
         group: "dist.ProcessGroup | None" = None,
+        *,
+        rounds: bool | None = None,
     ) -> None:
+        """`rounds`: whether the encoder's matmul is made of factors in bf16, which changes no bit of what is selected
+        beyond the rounding of fp32 (cpu_rounded.py); None: where that is faster. Ranks may differ in it.
+        """
         self._sae = sae
         self._options = options
         self._scale = 2 / (options.rows * options.variance)
@@ -72,7 +78,11 @@ class FusedStep:
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
         self._centred_BD = torch.empty(rows, d)
-        self._pre_TN = torch.empty(min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n)), n)
+        tile = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n))
+        if rounds is None:
+            rounds = cpu_rounded.worth_it(n, d, k)
+        self._rounded = cpu_rounded.RoundedEncoder(tile, n, d) if rounds else None
+        self._pre_TN = torch.empty(tile, n, dtype=torch.bfloat16 if rounds else torch.float32)
         self._error_GBD = torch.empty(len(self._ends_G), rows, d)
         blocks = -(-rows // ROWS)
         self._error_RD = np.empty((blocks, d), np.float32)
@@ -147,20 +157,23 @@ class FusedStep:
 
     def _encode(self, dead_M: Tensor) -> Tensor:
         """The codes of this rank's rows; returns their pre-activations (B, M) of dead latents."""
-        weight_DN, bias_N = self._sae.W_enc.t(), self._sae.b_enc
-        tile = len(self._pre_TN)
-        pre_BM = torch.empty(self._own.stop - self._own.start, len(dead_M))
+        W_enc, b_enc = self._sae.W_enc, self._sae.b_enc
+        bias_N = self._moving["b_enc"].weight
+        if self._rounded:
+            self._rounded.round(self._moving["W_enc"].weight, bias_N)
         while True:
-            for start in range(self._own.start, self._own.stop, tile):
-                part = slice(start, min(start + tile, self._own.stop))
-                pre_TN = self._pre_TN[: part.stop - start]
-                torch.mm(self._centred_BD[part], weight_DN, out=pre_TN)
-                self._selection.take(pre_TN.numpy(), self._moving["b_enc"].weight, part)
-                if len(dead_M):
-                    own = slice(start - self._own.start, part.stop - self._own.start)
-                    torch.add(pre_TN[:, dead_M], bias_N[dead_M], out=pre_BM[own])
+            for start in range(self._own.start, self._own.stop, len(self._pre_TN)):
+                part = slice(start, min(start + len(self._pre_TN), self._own.stop))
+                centred_TD, pre_TN = self._centred_BD[part], self._pre_TN[: part.stop - start]
+                rounded = None
+                if self._rounded:
+                    rounded = self._rounded.pre_activations(centred_TD, pre_TN)
+                else:
+                    torch.mm(centred_TD, W_enc.t(), out=pre_TN)
+                self._selection.take(cpu_rounded.bits(pre_TN), bias_N, rounded, part)
             if self._selection.finish():
-                return pre_BM
+                break
+        return torch.addmm(b_enc[dead_M], self._centred_BD[self._own], W_enc[dead_M].t())
 
     def _exchange(self, group: "dist.ProcessGroup") -> None:
         """Every rank's rows and codes on every rank, and the mean of their thresholds."""

@@ -11,10 +11,11 @@ import torch
 from numba import prange
 from torch import distributed as dist
 
-from sae_core.kernels.compiled import ROWS, compiled
+from sae_core.kernels.compiled import ROWS, compiled, widened
+from sae_core.kernels.cpu_rounded import Rounded, as_float32, exactly, margin, widest_margin
 from sae_core.kernels.cpu_top_k import raise_maxima
 
-GUESS = 0.9
+GUESS = 0.95
 FIRST_ROWS = 64  # that the very first guess is made from
 
 
@@ -34,17 +35,18 @@ class BatchSelection:
         self.values_BK = np.empty((len(self.counts_B), places), np.float32)
         self.places_BK = np.empty((len(self.counts_B), places), np.int32)
 
-    def take(self, pre_TN: np.ndarray, bias_N: np.ndarray, part: slice) -> None:
-        """Candidates of the rows `part`; counts all of them, keeps those there are places for."""
+    def take(self, pre_TN: np.ndarray, bias_N: np.ndarray, rounded: Rounded | None, part: slice) -> None:
+        """Candidates of the rows `part`; counts all of them, keeps those there are places for. See `top_k`."""
         if self._guess is None:
-            total = pre_TN[:FIRST_ROWS] + bias_N
+            total = as_float32(pre_TN[:FIRST_ROWS]) + bias_N
             wanted = min(self._k * len(total), total.size)
-            guess = torch.tensor(np.partition(total, total.size - wanted, axis=None)[-wanted]).double()
+            least = np.partition(total, total.size - wanted, axis=None)[-wanted]
+            guess = torch.tensor(max(0.0, float(least)) if np.isfinite(least) else 0.0, dtype=torch.float64)
             if self._group:  # one for all ranks: what lies below it is nowhere among the candidates
                 dist.all_reduce(guess, op=dist.ReduceOp.MIN, group=self._group)
-            self._guess = GUESS * max(0.0, float(guess))
+            self._guess = GUESS * float(guess)
         codes = self.values_BK[part], self.places_BK[part], self.counts_B[part]
-        _reaching(pre_TN, bias_N, np.float32(self._guess), *codes)
+        _reaching(pre_TN, bias_N, rounded, np.float32(self._guess), *codes)
 
     def finish(self) -> bool:
         """Keeps what reaches the threshold; False where the candidates do not do and must be taken again."""
@@ -103,6 +105,7 @@ class BatchSelection:
 def _reaching(
     pre_TN: np.ndarray,
     bias_N: np.ndarray,
+    rounded: Rounded | None,
     bound: float,
     values_TW: np.ndarray,
     places_TW: np.ndarray,
@@ -117,18 +120,28 @@ def _reaching(
         nothing_C, largest_C = np.full(chunks, np.float32(-np.inf)), np.empty(chunks, np.float32)
         for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
             pre_N, values_W, places_W = pre_TN[row], values_TW[row], places_TW[row]
-            total, count = np.float32(0), 0
+            total, count, lowest = np.float32(0), 0, bound
+            if rounded is not None:  # known when compiled: two functions
+                wide = widest_margin(rounded, row, bound)
+                total += wide
+                lowest = bound - wide
             for start in range(0, n, chunks):
                 piece = slice(start, start + chunks)
                 total += raise_maxima(largest_C, nothing_C, pre_N[piece], bias_N[piece])  # the sums themselves
                 reached = 0
                 for c in range(chunks):
-                    reached += (largest_C[c] >= bound) & (largest_C[c] > 0)
+                    reached += largest_C[c] >= lowest
                 if reached > 0:
                     for c in range(min(chunks, n - start)):
-                        if largest_C[c] >= bound and largest_C[c] > 0:
+                        value = largest_C[c]
+                        if rounded is not None and value >= lowest:
+                            bias = bias_N[start + c]
+                            if value + margin(rounded, row, start + c, value, bias) < bound:
+                                continue
+                            value = exactly(rounded, row, start + c, bias)
+                        if value >= bound and value > 0:
                             if count < room:
-                                values_W[count], places_W[count] = largest_C[c], start + c
+                                values_W[count], places_W[count] = value, start + c
                             count += 1
             if not np.isfinite(total):
                 values_W[0], places_W[0], count = np.nan, 0, 1

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from sae_core.kernels.compiled import OPTIONS, ROWS, compiled, part
+from sae_core.kernels.compiled import OPTIONS, ROWS, compiled, part, widened
+from sae_core.kernels.cpu_rounded import Rounded, exactly, margin, widest_margin
 
 QUARTER = 2 << 23  # two exponents of a float below another: a quarter of it
 
@@ -51,7 +52,7 @@ def raise_maxima(raised_C: np.ndarray, largest_C: np.ndarray, pre_C: np.ndarray,
     """
     total = np.float32(0)
     for c in range(pre_C.shape[0]):
-        value = pre_C[c] + bias_C[c]
+        value = widened(pre_C[c]) + bias_C[c]
         total += value
         raised_C[c] = max(largest_C[c], value)
     for c in range(pre_C.shape[0], largest_C.shape[0]):
@@ -59,16 +60,50 @@ def raise_maxima(raised_C: np.ndarray, largest_C: np.ndarray, pre_C: np.ndarray,
     return total
 
 
+@part
+def _in_fp32(
+    found: np.ndarray, found_places: np.ndarray, size: int, bias_N: np.ndarray, k: int, rounded: Rounded, row: int
+) -> int:
+    """Puts in place of `size` values those in fp32 of all that may be among the k largest; returns how many.
+
+    First those of the k largest as they are, of which the least is a bound for the rest.
+    """
+    bound = np.empty(1, np.float32)
+    bound_key = bound.view(np.int32)
+    bound_key[0] = _least_kept(found[:size].view(np.int32), k, k // 4)
+    first = 0
+    for i in range(size):
+        value, place = found[i], found_places[i]
+        if value >= bound[0]:
+            found[i], found_places[i] = found[first], found_places[first]
+            found[first], found_places[first] = value, place
+            first += 1
+    for i in range(first):
+        found[i] = exactly(rounded, row, found_places[i], bias_N[found_places[i]])
+    bound_key[0] = _least_kept(found[:first].view(np.int32), k, 0)
+    count = first
+    for i in range(first, size):
+        place, value = found_places[i], found[i]
+        bias = bias_N[place]
+        if value + margin(rounded, row, place, value, bias) >= bound[0]:
+            found[count], found_places[count] = exactly(rounded, row, place, bias), place
+            count += 1
+    return count
+
+
 @compiled(parallel=True)
 def top_k(
     pre_BN: np.ndarray,
     bias_N: np.ndarray,
+    rounded: Rounded | None,
     width: int,
     values_BK: np.ndarray,
     places_BK: np.ndarray,
     counts_B: np.ndarray,
 ) -> None:
     """The k largest positive values of each row of pre + bias, exactly; of equal ones those with the lowest number.
+
+    `pre_BN` is float32, or the bits of bf16, and then `rounded` says how far each may be from the value in fp32.
 
     Chunk c holds the places c, c + C, c + 2C, ...; k of the C maxima reach a threshold, so at least k values do, and
     only chunks whose maximum reaches it hold any. A row that is not finite gets a NaN as its one value.
@@ -90,36 +125,45 @@ def top_k(
                 piece = slice(start, start + chunks)
                 total += raise_maxima(raised_C, largest_C, pre_N[piece], bias_N[piece])
                 largest_C, raised_C = raised_C, largest_C
+            bound_key[0] = _least_kept(largest_C.view(np.int32), k, k // 4)
+            lowest = bound[0]
+            if rounded is not None:  # known when compiled: two functions
+                wide = widest_margin(rounded, row, lowest)
+                total += wide
+                lowest -= 2 * wide
             if not np.isfinite(total):
                 values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
                 continue
-            bound_key[0] = _least_kept(largest_C.view(np.int32), k, k // 4)
             surviving, size = 0, 0
             for c in range(chunks):  # without branches, which nobody can predict: what is not wanted is overwritten
                 survivors[surviving] = c
-                surviving += largest_C[c] >= bound[0]
+                surviving += largest_C[c] >= lowest
             for i in range(surviving):
                 for place in range(survivors[i], n, chunks):
-                    value = pre_N[place] + bias_N[place]
+                    value = widened(pre_N[place]) + bias_N[place]
                     found[size], found_places[size] = value, place
-                    size += value >= bound[0]
+                    size += value >= lowest
+            if rounded is not None:
+                size = _in_fp32(found, found_places, size, bias_N, k, rounded, row)
             bound_key[0] = _least_kept(found[:size].view(np.int32), k, 0)
             count, ties = 0, 0
             for i in range(size):
                 count += found[i] > bound[0]
                 ties += found[i] == bound[0]
-            crowded = count + ties > k
+            last = n  # place of the last of the equal ones that is kept
+            if count + ties > k:
+                keys = np.empty(ties, np.int32)
+                ties = 0
+                for i in range(size):
+                    if found[i] == bound[0]:
+                        keys[ties] = n - found_places[i]
+                        ties += 1
+                last = n - _least_kept(keys, k - count, 0)
             count = 0
             for i in range(size):
-                if found[i] > bound[0] or (found[i] == bound[0] and not crowded):
+                if found[i] > bound[0] or (found[i] == bound[0] and found_places[i] <= last):
                     values_K[count], places_K[count] = found[i], found_places[i]
                     count += 1
-            place = 0
-            while crowded and count < k:
-                if pre_N[place] + bias_N[place] == bound[0]:
-                    values_K[count], places_K[count] = bound[0], place
-                    count += 1
-                place += 1
             counts_B[row] = count
 
 
@@ -135,9 +179,9 @@ class RowSelection:
         ideal = (n / k) ** 0.5  # makes chunk maxima and the values in surviving chunks equally many
         self._width = max(width for width in (1, 2, 4, 8, 16, 32) if width == 1 or width <= ideal)
 
-    def take(self, pre_TN: np.ndarray, bias_N: np.ndarray, part: slice) -> None:
-        """The codes of the rows `part`."""
-        top_k(pre_TN, bias_N, self._width, self.values_BK[part], self.places_BK[part], self.counts_B[part])
+    def take(self, pre_TN: np.ndarray, bias_N: np.ndarray, rounded: Rounded | None, part: slice) -> None:
+        """The codes of the rows `part`; see `top_k`."""
+        top_k(pre_TN, bias_N, rounded, self._width, self.values_BK[part], self.places_BK[part], self.counts_B[part])
 
     def finish(self) -> bool:
         """Says that all is done."""

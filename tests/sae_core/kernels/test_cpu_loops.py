@@ -28,7 +28,7 @@ def top_k(pre_BN: np.ndarray, bias_N: np.ndarray, k: int, width: int) -> list[di
     rows = len(pre_BN)
     values, places = np.full((rows, k), np.nan, np.float32), np.full((rows, k), -1, np.int32)
     counts = np.zeros(rows, np.int32)
-    cpu_top_k.top_k(pre_BN, bias_N, width, values, places, counts)
+    cpu_top_k.top_k(pre_BN, bias_N, None, width, values, places, counts)
     found = [
         dict(zip(places[row, :count].tolist(), values[row, :count].tolist(), strict=True))
         for row, count in enumerate(counts)
@@ -81,7 +81,7 @@ def test_the_largest_of_a_batch_are_found_exactly_whatever_was_guessed(data):
         while True:
             for start in range(0, rows, tile):
                 part = slice(start, min(start + tile, rows))
-                selection.take(total_BN[part], np.zeros(n, np.float32), part)
+                selection.take(total_BN[part], np.zeros(n, np.float32), None, part)
             if selection.finish():
                 break
         threshold = max(0.0, float(np.sort(total_BN, axis=None)[-k * rows]))
@@ -105,6 +105,21 @@ def test_a_row_that_is_not_finite_says_so(value, place):
     first, second, third = top_k(pre_BN, np.zeros(100, np.float32), 4, 8)
     assert first == third == {}
     assert list(second) == [0] and np.isnan(second[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_batch_that_is_not_finite_at_its_start_says_so(value):
+    """Its first rows are what the first guess is made from."""
+    pre_BN = np.random.default_rng(0).standard_normal((6, 100)).astype(np.float32)
+    pre_BN[2, ::2] = value
+    selection = BatchSelection(6, 1, 100, slice(0, 6), None)
+    for _ in range(5):
+        selection.take(pre_BN, np.zeros(100, np.float32), None, slice(0, 6))
+        if selection.finish():
+            break
+    else:
+        raise AssertionError("it is still looking for a bound")
+    assert np.isnan(selection.values_BK[2, 0])
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 9), st.integers(0, 1000))

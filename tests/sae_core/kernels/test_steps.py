@@ -1,5 +1,7 @@
 """The steps against each other: the compiled one and the dense one end at the same weights, moments and figures."""
 
+import functools
+
 import pytest
 import torch
 
@@ -10,16 +12,18 @@ from sae_core.kernels.cpu import FusedStep
 from sae_core.kernels.reference import DenseStep
 from tests.sae_core.kernels.made_steps import PARAMETERS, V, batch, found_by, prepared, relative_error, some_latents
 
-KINDS = (FusedStep, DenseStep)
+ROUNDED = functools.partial(FusedStep, rounds=True)
+COMPILED = pytest.mark.parametrize("kind", [functools.partial(FusedStep, rounds=False), ROUNDED], ids=["fp32", "rounded"])
 BY_AUTOGRAD = ["batch_topk", "matryoshka", "matryoshka by row"]  # in the reference
 SHAPES = [(17, 96, 5, 40), (64, 200, 16, 33), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
 
+@COMPILED
 @pytest.mark.parametrize("dead", [0, 1, 7, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
-def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
+def test_gradients_equal_the_float64_reference(kind, d, n, k, rows, dead):
     """With beta1 = 0 the mean gradient after an update is the gradient; W_dec's lacks its part along the direction."""
-    step, sae, moments = prepared(FusedStep, d, n, k, rows, beta1=0.0)
+    step, sae, moments = prepared(kind, d, n, k, rows, beta1=0.0)
     twin = TopKSAE(sae.config).double()
     twin.load_state_dict(sae.state_dict())
     x_BD = batch(rows, d, 0)
@@ -37,10 +41,13 @@ def test_gradients_equal_the_float64_reference(d, n, k, rows, dead):
         assert relative_error(moments[name].exp_avg, getattr(expected, name)) <= 1e-6, name
 
 
+@COMPILED
 @pytest.mark.parametrize("architecture", ["topk", *BY_AUTOGRAD])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
-def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, architecture):
-    (fused, sae, _), (dense, twin, _) = (prepared(kind, d, n, k, rows, architecture) for kind in KINDS)
+def test_several_steps_end_where_the_float64_reference_ends(kind, d, n, k, rows, architecture):
+    (fused, sae, _), (dense, twin, _) = (
+        prepared(each, d, n, k, rows, architecture) for each in (kind, DenseStep)
+    )
     for number in range(1, 6):
         x_BD, dead = batch(rows, d, number), range(0, n, 3) if number % 2 else []
         found, expected = found_by(fused, x_BD, dead), found_by(dense, x_BD.double(), dead)
@@ -55,12 +62,13 @@ def test_several_steps_end_where_the_float64_reference_ends(d, n, k, rows, archi
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(n))
 
 
+@COMPILED
 @pytest.mark.parametrize("architecture", BY_AUTOGRAD)
 @pytest.mark.parametrize("dead", [0, 7, "all"])
 @pytest.mark.parametrize(("d", "n", "k", "rows"), SHAPES)
-def test_gradients_equal_those_of_autograd_in_float64(d, n, k, rows, dead, architecture):
+def test_gradients_equal_those_of_autograd_in_float64(kind, d, n, k, rows, dead, architecture):
     (step, _, moments), (dense, _, expected) = (
-        prepared(kind, d, n, k, rows, architecture, beta1=0.0) for kind in KINDS
+        prepared(each, d, n, k, rows, architecture, beta1=0.0) for each in (kind, DenseStep)
     )
     x_BD, numbers = batch(rows, d, 0), some_latents(n, dead)
     found, exact = found_by(step, x_BD, numbers), found_by(dense, x_BD.double(), numbers)
@@ -93,12 +101,13 @@ def test_a_latent_that_does_not_fire_still_decays_and_moves():
     torch.testing.assert_close(sae.W_enc.detach(), moved)
 
 
+@COMPILED
 @pytest.mark.parametrize("architecture", ["topk", *BY_AUTOGRAD])
-def test_bits_do_not_depend_on_the_number_of_threads(architecture):
+def test_bits_do_not_depend_on_the_number_of_threads(kind, architecture):
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        step, sae, _ = prepared(FusedStep, 64, 512, 8, 200, architecture)
+        step, sae, _ = prepared(kind, 64, 512, 8, 200, architecture)
         for number in range(1, 4):
             found = found_by(step, batch(200, 64, number), range(40))
             step.update(1e-2, number)
@@ -106,10 +115,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(architecture):
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
-def test_tiles_give_the_same_codes(monkeypatch):
-    whole = prepared(FusedStep, 16, 64, 4, 50)[0]
+@COMPILED
+def test_tiles_give_the_same_codes(kind, monkeypatch):
+    whole = prepared(kind, 16, 64, 4, 50)[0]
     monkeypatch.setattr(cpu, "TILE_ELEMENTS", 64 * 7)
-    tiled = prepared(FusedStep, 16, 64, 4, 50)[0]
+    tiled = prepared(kind, 16, 64, 4, 50)[0]
     a, b = (found_by(step, batch(50, 16, 0), range(5)) for step in (whole, tiled))
     torch.testing.assert_close(a.sums, b.sums)
     assert torch.equal(a.fired_N, b.fired_N)

@@ -1,0 +1,129 @@
+"""Pre-activations from factors rounded to bf16, and how far each may lie from the one in fp32: the encoder's matmul
+on processors that multiply bf16 several times as fast (AMX), with the codes of fp32.
+
+With x^, w^ rounded, a = x^ . w^ as the matmul gives it, and s = x . w:
+
+    |a - s| <= ||x|| ||w - w^|| + ||x - x^|| ||w^|| + what sums of D terms and the rounding of a to bf16 lose
+
+by Cauchy-Schwarz; all norms are those of these very rows, so nothing is assumed about data or weights. k values whose
+lower bounds reach T prove that no latent with its upper bound below T is among the k largest: only the others, some 1.5 k
+of a row, are computed in fp32, and selected from.
+
+Shapes: T rows of a tile, D d_in, N n_latents.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from sae_core.kernels.compiled import ROWS, compiled, dot, nearest_bf16, part, widened
+
+OUTPUT = np.float32(1.01 * 2**-8)  # relative to a: its rounding to bf16, and that of all that is added in fp32
+BIAS = np.float32(2**-22)  # relative to the bias: the rounding of a + bias, and of s + bias
+SUM = 2**-22  # relative to D ||x|| ||w||: sums of D terms in fp32, in any order, the matmul's and ours
+UP = np.float32(1.005)  # the norm of a rounded row is at most 1 + 2^-8 times its own; the rest is above the norms' rounding
+TINY = np.float32(1e-30)  # far above what is lost where products of tiny numbers become 0
+
+
+class Rounded(NamedTuple):
+    """One tile's rows and the encoder, with their norms; see `margin`."""
+
+    rows_TD: np.ndarray
+    W_enc: np.ndarray
+    norm_T: np.ndarray  # ||x||
+    lost_T: np.ndarray  # ||x - x^||, and what sums lose
+    norm_N: np.ndarray  # ||w||
+    lost_N: np.ndarray  # ||w - w^||
+    largest_norm: float
+    largest_lost: float
+    largest_bias: float
+
+
+def worth_it(n_latents: int, d_in: int, k: int) -> bool:
+    """Whether bf16 is fast here, the matmul large enough for two passes, and what is computed in fp32 little beside it:
+    some k exp(sqrt(d_in) / 100) latents of a row. tests/benchmarks/NOTES.md has what it was measured by.
+    """
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    large = n_latents * d_in >= 1 << 18 and n_latents >= k * d_in / 8
+    return large and supported is not None and bool(supported())
+
+
+class RoundedEncoder:
+    """The encoder of a step, rounded anew for each."""
+
+    def __init__(self, rows: int, n_latents: int, d_in: int) -> None:
+        """`rows`: the most there are in a tile."""
+        self._rows_TD = torch.empty(rows, d_in, dtype=torch.bfloat16)
+        self._W_enc = torch.empty(n_latents, d_in, dtype=torch.bfloat16)
+        self._norms_2T, self._norms_2N = np.empty((2, rows), np.float32), np.empty((2, n_latents), np.float32)
+        self._weights: tuple[np.ndarray, float] = (np.empty((0, 0), np.float32), 0.0)
+
+    def round(self, W_enc: np.ndarray, b_enc: np.ndarray) -> None:
+        """Takes over the weights as they are now; `pre_activations` reads them again."""
+        _round(W_enc, bits(self._W_enc), *self._norms_2N)
+        self._weights = W_enc, float(np.abs(b_enc).max())
+
+    def pre_activations(self, centred_TD: Tensor, pre_TN: Tensor) -> Rounded:
+        """Fills `pre_TN` (bf16) with x^ . w^, and says what it is made from."""
+        rows, d = centred_TD.shape
+        norm_T, lost_T = self._norms_2T[:, :rows]
+        _round(centred_TD.numpy(), bits(self._rows_TD[:rows]), norm_T, lost_T)
+        torch.mm(self._rows_TD[:rows], self._W_enc.t(), out=pre_TN)
+        lost_T += np.float32(SUM * d) * norm_T
+        W_enc, largest_bias = self._weights
+        norm_N, lost_N = self._norms_2N
+        return Rounded(
+            centred_TD.numpy(), W_enc, norm_T, lost_T, norm_N, lost_N, norm_N.max(), lost_N.max(), np.float32(largest_bias)
+        )
+
+
+def bits(tensor: Tensor) -> np.ndarray:
+    """The memory of a tensor as numpy sees it: float32, or the bits of bf16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """What `bits` gives, as numbers."""
+    return array if array.dtype == np.float32 else (array.astype(np.uint32) << 16).view(np.float32)
+
+
+@compiled(parallel=True)
+def _round(table_RD: np.ndarray, rounded_RD: np.ndarray, norm_R: np.ndarray, lost_R: np.ndarray) -> None:
+    """Each row in bf16 (its bits), the norm of the row, and that of what is lost; both rounded up.
+
+    To the nearest, of two the even one. A row that is not finite has a norm that is not.
+    """
+    rows, d = table_RD.shape
+    for block in prange((rows + ROWS - 1) // ROWS):
+        difference_D = np.empty(d, np.float32)
+        for row in range(block * ROWS, min(rows, (block + 1) * ROWS)):
+            row_D, rounded_D = table_RD[row], rounded_RD[row]
+            for i in range(d):
+                rounded_D[i] = nearest_bf16(row_D[i])
+            for i in range(d):
+                difference_D[i] = row_D[i] - widened(rounded_D[i])
+            norm_R[row] = np.sqrt(dot(row_D, row_D)) * UP
+            lost_R[row] = np.sqrt(dot(difference_D, difference_D)) * UP
+
+
+@part
+def widest_margin(rounded: Rounded, row: int, value: float) -> Any:
+    """No value up to `value` of this row, be it as large as it may, has a wider margin."""
+    most = rounded.norm_T[row] * rounded.largest_lost + rounded.lost_T[row] * rounded.largest_norm
+    return UP * (most + OUTPUT * (max(value, np.float32(0)) + rounded.largest_bias * UP) + TINY)
+
+
+@part
+def margin(rounded: Rounded, row: int, place: int, value: float, bias: float) -> Any:
+    """How far `value`, a + bias, may be from what `exactly` gives."""
+    most = rounded.norm_T[row] * rounded.lost_N[place] + rounded.lost_T[row] * rounded.norm_N[place]
+    return most + OUTPUT * abs(value - bias) + BIAS * abs(bias) + TINY
+
+
+@part
+def exactly(rounded: Rounded, row: int, place: int, bias: float) -> Any:
+    """x . w + bias in fp32."""
+    return dot(rounded.W_enc[place], rounded.rows_TD[row]) + bias
