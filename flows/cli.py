@@ -89,7 +89,7 @@ def plan(
     from flows.config import grid_points, load_preset
     from flows.dag import STAGES, SWEEP_STAGES
     from flows.planner import plan as make_plan
-    from flows.preflight import judge
+    from flows.preflight import judge, lacking_here
     from flows.show import show_plan
     from tasks.artifacts import open_store
     from tasks.settings import settings
@@ -100,8 +100,12 @@ def plan(
     points = grid_points(config, grid) if grid else []
     forced = _stages(force or [], SWEEP_STAGES if grid else STAGES)
     planned = make_plan(config, place, forced, points)
-    show_plan(Console(), config, planned, place, points)
+    console = Console()
+    show_plan(console, config, planned, place, points)
     judge(config, place, planned, points)
+    lacking = lacking_here(config, place, planned, points)
+    if lacking is not None:
+        console.print(f"note  a run from here would end at once: {lacking}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -78,11 +78,11 @@ def wire(config: PipelineConfig, do: Do) -> Any:
 def wire_sweep(config: PipelineConfig, points: Sequence[TrainSpec], do: Do, at_once: int = 1) -> Any:
     """The same rows, an autoencoder and its figures for each point, `at_once` in flight, and their comparison."""
     lm, text, _, rows = _wire_rows(config, do)
-    saes, metrics = [], []
+    saes, metrics = list[Any]([None] * len(points)), list[Any]([None] * len(points))
 
     def point(i: int) -> Any:
-        saes.append(do(TRAIN, points[i], shard=i, rows=rows))
-        metrics.append(do(EVALUATE, config.evaluate, shard=i, sae=saes[i], rows=rows, corpus=text, model=lm))
+        saes[i] = do(TRAIN, points[i], shard=i, rows=rows)
+        metrics[i] = do(EVALUATE, config.evaluate, shard=i, sae=saes[i], rows=rows, corpus=text, model=lm)
         return metrics[i]
 
     do.window(len(points), point, at_once)

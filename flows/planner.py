@@ -4,7 +4,9 @@ It walks the same wiring as the run itself, with keys and manifests only: no Pre
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ from tasks.settings import settings
 from tasks.train import TrainSpec
 
 State = Literal["Cached", "will run", "depends"]
+LOOK_UPS = 16  # shards looked up at once
 LOOK_AT = 40  # manifests read to find the nearest earlier artifact: enough to explain, bounded on a large store
 
 
@@ -31,7 +34,7 @@ class Planned:
     manifest: Manifest | None = None
     shard: int | None = None
     outside: dict[str, Any] | None = None  # what the stage has pinned of the world outside the store
-    problem: InputError | None = None  # why that cannot be pinned: a run would end with it
+    problem: InputError | None = None  # why that cannot be pinned: a run would end with it, here at least
 
 
 class Planner:
@@ -42,18 +45,30 @@ class Planner:
         self.needed = needed
         self.force = force
         self.planned: list[Planned] = []
+        self._chain = threading.local()  # .planned: of the shard that this thread is at
         self._earlier: dict[str, list[Manifest]] = {}
+        self._reading = threading.Lock()
 
     def __call__(self, stage: Stage, spec: Spec, *, shard: int | None = None, **inputs: Any) -> Planned | None:
         if stage.name not in self.needed:
             return None
         found = self._plan(stage, spec, inputs)
         found.shard = shard
-        self.planned.append(found)
+        getattr(self._chain, "planned", self.planned).append(found)
         return found
 
     def window(self, count: int, chain: Callable[[int], Any], at_once: int | None = None) -> list[Any]:
-        return [chain(i) for i in range(count)]
+        """Looks up many shards at once: each is a request to an object store, and there may be thousands."""
+
+        def one(i: int) -> tuple[Any, list[Planned]]:
+            self._chain.planned = []
+            return chain(i), self._chain.planned
+
+        with ThreadPoolExecutor(LOOK_UPS) as pool:
+            found = list(pool.map(one, range(count)))
+        for _, planned in found:
+            self.planned += planned
+        return [handle for handle, _ in found]
 
     def _plan(self, stage: Stage, spec: Spec, inputs: dict[str, Any]) -> Planned:
         digests = {name: _digest(value) for name, value in inputs.items()}
@@ -78,11 +93,12 @@ class Planner:
         return Planned(stage.name, "will run", why, outside=outside)
 
     def _of(self, stage: Stage) -> list[Manifest]:
-        if stage.name not in self._earlier:
-            # One that cannot be read explains nothing; status and verify tell of it.
-            found = self.store.manifests(stage.name, unreadable=lambda stage, key, error: None)
-            self._earlier[stage.name] = list(itertools.islice(found, LOOK_AT))
-        return self._earlier[stage.name]
+        with self._reading:
+            if stage.name not in self._earlier:
+                # One that cannot be read explains nothing; status and verify tell of it.
+                found = self.store.manifests(stage.name, unreadable=lambda stage, key, error: None)
+                self._earlier[stage.name] = list(itertools.islice(found, LOOK_AT))
+            return self._earlier[stage.name]
 
     def _why(self, stage: Stage, spec: dict[str, Any], digests: dict[str, str], outside: dict[str, Any] | None) -> str:
         """The smallest difference to any earlier artifact of the stage."""

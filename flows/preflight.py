@@ -8,7 +8,7 @@ from flows.planner import Planned, plan
 from tasks.artifacts import Store
 from tasks.claude.service import check_access
 from tasks.cluster import reach
-from tasks.errors import InputError, StoreError
+from tasks.errors import InputError, NotHereError, SaeflowError, StoreError
 from tasks.folders import why_not_writable
 from tasks.model import describe_model, reads_chats
 from tasks.settings import settings
@@ -35,7 +35,12 @@ def check(
             "--force, or --only."
         )
     planned = plan(config, store, force, points, only)
+    lacking = lacking_here(config, store, planned, points, only)
+    if isinstance(lacking, NotHereError):  # first: what follows is told more exactly where the model is known
+        raise lacking
     judge(config, store, planned, points, only)
+    if lacking is not None:
+        raise lacking
     to_do = _to_do(planned, only)
     if to_do & ON_RAY:
         reach(config.runtime)
@@ -51,9 +56,9 @@ def judge(
     points: Sequence[TrainSpec] = (),
     only: str | None = None,
 ) -> None:
-    """What of it can be told without other services: earlier artifacts, store, folders, layers, text, space, budget."""
+    """What of it can be told without other services: earlier artifacts, store, folders, layers, text, budget."""
     for entry in planned:
-        if entry.problem is not None:
+        if entry.problem is not None and not isinstance(entry.problem, NotHereError):
             raise entry.problem
     missing = next((entry.stage for entry in planned if entry.state != "Cached" and entry.stage != only), None)
     if only is not None and missing is not None:
@@ -68,9 +73,23 @@ def judge(
         _check_chats(config)
     _check_text(config, planned)
     if to_do - {"model", "corpus"}:
-        needs = estimate(config, planned, points)
-        _check_space(needs.still_needed_bytes(planned), store)
-        _check_budget(needs, to_do, config)
+        _check_budget(estimate(config, planned, points), to_do, config)
+
+
+def lacking_here(
+    config: PipelineConfig,
+    store: Store,
+    planned: list[Planned],
+    points: Sequence[TrainSpec] = (),
+    only: str | None = None,
+) -> SaeflowError | None:
+    """What would end a run on this machine and may not elsewhere: a name to be looked up, or space; None: nothing."""
+    for entry in planned:
+        if isinstance(entry.problem, NotHereError):
+            return entry.problem
+    if not _to_do(planned, only) - {"model", "corpus"}:
+        return None
+    return _too_little_space(estimate(config, planned, points).still_needed_bytes(planned), store)
 
 
 def needed_first(only: str, missing: str, store: Store) -> InputError:
@@ -123,14 +142,15 @@ def _check_text(config: PipelineConfig, planned: list[Planned]) -> None:
             raise InputError(f"corpus.path is {config.corpus.path!r}, which holds not one byte; give it some text.")
 
 
-def _check_space(needed_bytes: int, store: Store) -> None:
+def _too_little_space(needed_bytes: int, store: Store) -> StoreError | None:
     free = store.files.free_bytes()
-    if free is not None and needed_bytes > free:
-        raise StoreError(
-            f"{store.url} has {free / 1e9:.1f} GB free, but the stages that are not stored yet need about "
-            f"{needed_bytes / 1e9:.1f} GB; free some space (saeflow gc), choose another --store, or take less "
-            "(corpus.max_rows, train.n_latents)."
-        )
+    if free is None or needed_bytes <= free:
+        return None
+    return StoreError(
+        f"{store.url} has {free / 1e9:.1f} GB free, but the stages that are not stored yet need about "
+        f"{needed_bytes / 1e9:.1f} GB; free some space (saeflow gc), choose another --store, or take less "
+        "(corpus.max_rows, train.n_latents)."
+    )
 
 
 def _check_budget(needs: Estimate, to_do: set[str], config: PipelineConfig) -> None:

@@ -105,8 +105,9 @@ def show_status(console: Console, store: Store) -> None:
         found = store.manifests(stage, lambda *fault: torn.append(fault))
         manifests = sorted(found, key=lambda manifest: str(manifest.made.get("started")))
         for key in set(store.keys(stage)) - {manifest.key for manifest in manifests} - {key for _, key, _ in torn}:
-            if all(re.fullmatch(r"attempts/[^/]+\.json", name) for name in store.files.names(key_folder(stage, key))):
-                continue  # let go by retention: only what it was is still there
+            here = store.own.names(key_folder(stage, key))
+            if all(re.fullmatch(r"attempts/[^/]+\.json", name) for name in here):
+                continue  # let go by retention, or begun by others in a store below this one
             kept = [name for name in store.files.names(progress_folder(stage, key)) if name != LEASE]
             unfinished.append(f"{stage} {key[:12]}: {f'{len(kept)} files of progress' if kept else 'begun'}")
         if manifests:

@@ -2,7 +2,8 @@
 
     SaeflowError
     ├── InputError            something a person gave: a path, a layer, a key, a setting
-    │   └── SpecError         a setting that is unknown, out of range, or has no stable form for hashing
+    │   ├── SpecError         a setting that is unknown, out of range, or has no stable form for hashing
+    │   └── NotHereError      a name that is looked up elsewhere, which cannot be reached now
     ├── StoreError            the store cannot be reached, refuses, or is full
     ├── ArtifactError         what the store holds is not what its manifest says
     ├── LeaseLost             another driver has taken over this key's progress
@@ -23,6 +24,10 @@ class InputError(SaeflowError):
 
 class SpecError(InputError):
     """A setting is unknown, out of range, or has no stable form to be hashed."""
+
+
+class NotHereError(InputError):
+    """What a name stands for is not on this machine, and where it would be looked up cannot be reached now."""
 
 
 class StoreError(SaeflowError):

@@ -62,7 +62,8 @@ def nearest_bf16(typing_context: Any, value: Any) -> Any:
         whole = ir.IntType(32)
         bits = builder.bitcast(arguments[0], whole)
         even = builder.and_(builder.lshr(bits, whole(16)), whole(1))
-        return builder.trunc(builder.lshr(builder.add(bits, builder.add(even, whole(0x7FFF))), whole(16)), ir.IntType(16))
+        nearest = builder.lshr(builder.add(bits, builder.add(even, whole(0x7FFF))), whole(16))
+        return builder.trunc(nearest, ir.IntType(16))
 
     return (types.uint16(value), generate) if value == types.float32 else None
 

@@ -21,8 +21,7 @@ from sae_core.architectures.batch_topk import BatchTopKSAE
 from sae_core.autograd import SUMS
 from sae_core.gradients import auxiliary_gradients
 from sae_core.kernels import cpu_loops as loops
-from sae_core.kernels import ranks
-from sae_core.kernels import cpu_rounded
+from sae_core.kernels import cpu_rounded, ranks
 from sae_core.kernels.compiled import ROWS
 from sae_core.kernels.cpu_batch_top_k import BatchSelection
 from sae_core.kernels.cpu_top_k import RowSelection
@@ -173,6 +172,8 @@ class FusedStep:
                 self._selection.take(cpu_rounded.bits(pre_TN), bias_N, rounded, part)
             if self._selection.finish():
                 break
+        if not len(dead_M):
+            return torch.empty(len(self._centred_BD[self._own]), 0)
         return torch.addmm(b_enc[dead_M], self._centred_BD[self._own], W_enc[dead_M].t())
 
     def _exchange(self, group: "dist.ProcessGroup") -> None:

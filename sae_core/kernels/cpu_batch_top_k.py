@@ -11,7 +11,7 @@ import torch
 from numba import prange
 from torch import distributed as dist
 
-from sae_core.kernels.compiled import ROWS, compiled, widened
+from sae_core.kernels.compiled import ROWS, compiled
 from sae_core.kernels.cpu_rounded import Rounded, as_float32, exactly, margin, widest_margin
 from sae_core.kernels.cpu_top_k import raise_maxima
 

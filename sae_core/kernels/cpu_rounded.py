@@ -5,9 +5,9 @@ With x^, w^ rounded, a = x^ . w^ as the matmul gives it, and s = x . w:
 
     |a - s| <= ||x|| ||w - w^|| + ||x - x^|| ||w^|| + what sums of D terms and the rounding of a to bf16 lose
 
-by Cauchy-Schwarz; all norms are those of these very rows, so nothing is assumed about data or weights. k values whose
-lower bounds reach T prove that no latent with its upper bound below T is among the k largest: only the others, some 1.5 k
-of a row, are computed in fp32, and selected from.
+by Cauchy-Schwarz; all norms are those of these very rows, so nothing is assumed about data or weights. Some k latents
+of a row with the largest a are computed in fp32, and the k-th largest of these is T: no latent whose a with its bound
+added lies below T is among the k largest. The others are computed in fp32 as well, and all of these selected from.
 
 Shapes: T rows of a tile, D d_in, N n_latents.
 """
@@ -24,7 +24,7 @@ from sae_core.kernels.compiled import ROWS, compiled, dot, nearest_bf16, part, w
 OUTPUT = np.float32(1.01 * 2**-8)  # relative to a: its rounding to bf16, and that of all that is added in fp32
 BIAS = np.float32(2**-22)  # relative to the bias: the rounding of a + bias, and of s + bias
 SUM = 2**-22  # relative to D ||x|| ||w||: sums of D terms in fp32, in any order, the matmul's and ours
-UP = np.float32(1.005)  # the norm of a rounded row is at most 1 + 2^-8 times its own; the rest is above the norms' rounding
+UP = np.float32(1.005)  # times the norm of a row: at least its norm when rounded (1 + 2^-8), and that of norms in fp32
 TINY = np.float32(1e-30)  # far above what is lost where products of tiny numbers become 0
 
 
@@ -59,12 +59,12 @@ class RoundedEncoder:
         self._rows_TD = torch.empty(rows, d_in, dtype=torch.bfloat16)
         self._W_enc = torch.empty(n_latents, d_in, dtype=torch.bfloat16)
         self._norms_2T, self._norms_2N = np.empty((2, rows), np.float32), np.empty((2, n_latents), np.float32)
-        self._weights: tuple[np.ndarray, float] = (np.empty((0, 0), np.float32), 0.0)
 
     def round(self, W_enc: np.ndarray, b_enc: np.ndarray) -> None:
         """Takes over the weights as they are now; `pre_activations` reads them again."""
         _round(W_enc, bits(self._W_enc), *self._norms_2N)
-        self._weights = W_enc, float(np.abs(b_enc).max())
+        self._W_enc_here = W_enc
+        self._largest = (*self._norms_2N.max(axis=1), np.abs(b_enc).max())
 
     def pre_activations(self, centred_TD: Tensor, pre_TN: Tensor) -> Rounded:
         """Fills `pre_TN` (bf16) with x^ . w^, and says what it is made from."""
@@ -73,11 +73,7 @@ class RoundedEncoder:
         _round(centred_TD.numpy(), bits(self._rows_TD[:rows]), norm_T, lost_T)
         torch.mm(self._rows_TD[:rows], self._W_enc.t(), out=pre_TN)
         lost_T += np.float32(SUM * d) * norm_T
-        W_enc, largest_bias = self._weights
-        norm_N, lost_N = self._norms_2N
-        return Rounded(
-            centred_TD.numpy(), W_enc, norm_T, lost_T, norm_N, lost_N, norm_N.max(), lost_N.max(), np.float32(largest_bias)
-        )
+        return Rounded(centred_TD.numpy(), self._W_enc_here, norm_T, lost_T, *self._norms_2N, *self._largest)
 
 
 def bits(tensor: Tensor) -> np.ndarray:
@@ -112,8 +108,9 @@ def _round(table_RD: np.ndarray, rounded_RD: np.ndarray, norm_R: np.ndarray, los
 @part
 def widest_margin(rounded: Rounded, row: int, value: float) -> Any:
     """No value up to `value` of this row, be it as large as it may, has a wider margin."""
-    most = rounded.norm_T[row] * rounded.largest_lost + rounded.lost_T[row] * rounded.largest_norm
-    return UP * (most + OUTPUT * (max(value, np.float32(0)) + rounded.largest_bias * UP) + TINY)
+    most = rounded.norm_T[row] * rounded.largest_lost + rounded.lost_T[row] * rounded.largest_norm + TINY
+    largest = rounded.largest_bias * UP + (value if value > 0 else np.float32(0))  # of |a| where a + bias <= value
+    return UP * (most + OUTPUT * largest)
 
 
 @part

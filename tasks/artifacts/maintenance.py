@@ -1,6 +1,7 @@
 """Looking after a store: find an artifact by a few characters, where it came from, what is damaged, what can go."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -118,6 +119,17 @@ def garbage(store: Store, unreadable: Unreadable | None = None) -> list[Garbage]
             if now is not None and store.files.names(progress) and not _is_led(store, progress):
                 found.append(Garbage(progress, "progress of a committed key"))
     return found
+
+
+def being_read(store: Store) -> Iterator[InputReference]:
+    """What the stages that are under way read, as the marks of their attempts name it."""
+    for stage in store.stages():
+        for key in store.keys(stage):
+            folder = f"{key_folder(stage, key)}/attempts"
+            for name in store.files.names(folder):
+                mark = store.files.read(f"{folder}/{name}") if name.endswith(".owner") else None
+                if mark is not None and not is_dead_mark(mark):
+                    yield from map(InputReference.model_validate, json.loads(mark).get("reads", ()))
 
 
 def _attempts(store: Store, stage: str, key: str) -> Iterator[Manifest]:

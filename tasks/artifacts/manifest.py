@@ -1,6 +1,7 @@
 """The manifest: one JSON file per artifact, written last. Its existence is the commit; readers trust it alone."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -71,8 +72,7 @@ class Manifest(BaseModel):
 
     def references(self) -> list[InputReference]:
         """Every attempt this artifact was made from."""
-        groups = [value if isinstance(value, list) else [value] for value in self.inputs.values()]
-        return [reference for group in groups for reference in group]
+        return references_in(self.inputs)
 
     def input_digests(self) -> dict[str, str]:
         """Digest per input name, as it entered the key."""
@@ -84,6 +84,12 @@ class Manifest(BaseModel):
     def to_json(self) -> str:
         """The text that is written: indented, for people who open it; a summary keeps its stage's order."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
+
+
+def references_in(inputs: Mapping[str, list[InputReference] | InputReference]) -> list[InputReference]:
+    """All references of some inputs, by name or in a list, in their order."""
+    groups = [value if isinstance(value, list) else [value] for value in inputs.values()]
+    return [reference for group in groups for reference in group]
 
 
 def content_digest(files: list[DataFile]) -> str:

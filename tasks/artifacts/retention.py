@@ -3,8 +3,9 @@
     expired(store, {"archive": 30, "preprocess": 14})          # what saeflow gc --retain archive=30 lists
 
 The last use of an artifact is when it was made, or when anything was last made from it, directly or through others. So
-what led to a recent result is kept as a whole. An artifact that is let go leaves its attempt's own manifest, by which
-`lineage` and `diff` go on naming it; made again it has the same digest, and what follows from it stays Cached.
+what led to a recent result is kept as a whole, and so is what a stage that is under way stands on. An artifact that is
+let go leaves its attempt's own manifest, by which `lineage` and `diff` go on naming it; made again it has the same
+digest, and what follows from it stays Cached.
 """
 
 import datetime
@@ -12,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from tasks.artifacts.maintenance import Garbage
+from tasks.artifacts.maintenance import Garbage, being_read
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store, attempt_folder
 from tasks.errors import ArtifactError, InputError
@@ -42,9 +43,11 @@ def expired(store: Store, rules: Mapping[str, float], now: datetime.datetime | N
     now = now or datetime.datetime.now(datetime.UTC)
     current = list(store.manifests(unreadable=lambda *fault: torn.append(fault))) if rules else []
     used: dict[tuple[str, str, str], datetime.datetime] = {}
-    ahead = sorted(((_made(manifest), number) for number, manifest in enumerate(current)))
-    for when, number in reversed(ahead):  # the newest first, so that most of what it stands on is passed over later
-        standing_on = [current[number]]
+    ahead = [(_made(manifest), number, [manifest]) for number, manifest in enumerate(current)]
+    if rules:
+        under_way = [found for found in map(store.attempt, being_read(store)) if found is not None]
+        ahead.append((now, len(ahead), under_way))
+    for when, _, standing_on in sorted(ahead, reverse=True):  # newest first: most of what it stands on is passed over
         while standing_on:
             manifest = standing_on.pop()
             name = (manifest.stage, manifest.key, manifest.attempt)

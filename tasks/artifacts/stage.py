@@ -24,7 +24,7 @@ from typing import Any
 from tasks.artifacts.artifact import Artifact, Summary, sha256_file
 from tasks.artifacts.key import Spec, canonical_json, group_digest, stage_key
 from tasks.artifacts.lease import lease
-from tasks.artifacts.manifest import DataFile, Manifest, content_digest
+from tasks.artifacts.manifest import DataFile, InputReference, Manifest, content_digest, references_in
 from tasks.artifacts.store import Store
 from tasks.artifacts.workspace import Attempt, Progress, Report, Workspace
 from tasks.errors import LeaseLost, StageFailed, StoreError
@@ -142,7 +142,8 @@ class Stage:
         progress: Progress | None,
     ) -> Manifest:
         begin, started = time.monotonic(), datetime.datetime.now(datetime.UTC)
-        attempt = Attempt(store, self.name, key)
+        references = {name: _references(value) for name, value in sorted(inputs.items())}
+        attempt = Attempt(store, self.name, key, references_in(references))
         try:
             workspace = Workspace(
                 attempt.path, attempt.scratch, key, runtime, on_report or (lambda *_: None), log, held=progress
@@ -157,7 +158,7 @@ class Stage:
                 attempt=attempt.name,
                 digest=content_digest(files),
                 spec=spec.hashed(),
-                inputs={name: _references(value) for name, value in sorted(inputs.items())},
+                inputs=references,
                 outside=outside,
                 files=files,
                 summary=summary,
@@ -182,7 +183,7 @@ def digests_of(inputs: Mapping[str, Input]) -> dict[str, str]:
     }
 
 
-def _references(value: Input) -> Any:
+def _references(value: Input) -> list[InputReference] | InputReference:
     return value.reference if isinstance(value, Artifact) else [part.reference for part in value]
 
 

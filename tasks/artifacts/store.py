@@ -4,7 +4,7 @@
     <store>/<stage>/<key>/manifest.json                    written last: the commit
     <store>/<stage>/<key>/attempts/<attempt>/...           data files, never overwritten
     <store>/<stage>/<key>/attempts/<attempt>.json          that attempt's own copy of its manifest
-    <store>/<stage>/<key>/attempts/<attempt>.owner         who is filling it, while it is being filled
+    <store>/<stage>/<key>/attempts/<attempt>.owner         who is filling it and from what, meanwhile
     <store>/<stage>/<key>/progress/...                     mutable; removed after the commit
 """
 
@@ -29,7 +29,8 @@ class Store:
 
     def __init__(self, url: str, base: str | None = None) -> None:
         self._layers = [open_files(place) for place in (url, base) if place is not None]
-        self.files: Files = self._layers[0] if base is None else Overlay(*self._layers)
+        self.own = self._layers[0]  # without what a shared store below shows
+        self.files: Files = self.own if base is None else Overlay(*self._layers)
         self._readable = False  # once it is known that none of them is of a newer format
         self.url = self.files.url
 
@@ -103,9 +104,8 @@ class Store:
 
     def _mark(self) -> None:
         """Gives a store that holds nothing yet the format of today."""
-        own = self._layers[0]
-        if not format_of(own) and next(Store(own.url).manifests(unreadable=lambda *_: None), None) is None:
-            write_format(own, FORMAT)
+        if not format_of(self.own) and next(Store(self.own.url).manifests(unreadable=lambda *_: None), None) is None:
+            write_format(self.own, FORMAT)
 
     def _read(self, path: str) -> Manifest | None:
         if not self._readable:

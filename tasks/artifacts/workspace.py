@@ -7,13 +7,13 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.lease import FORCED, LEASE, Lease, is_dead_mark, this_process
-from tasks.artifacts.manifest import Manifest
+from tasks.artifacts.manifest import InputReference, Manifest
 from tasks.artifacts.store import Store, attempt_folder, progress_folder
 from tasks.errors import ArtifactError, InputError
 from tasks.runtime import Runtime
@@ -125,14 +125,16 @@ def abandon_open() -> None:
 class Attempt:
     """One attempt to fill a key: its folder in the store (local) or beside it (remote), and its end."""
 
-    def __init__(self, store: Store, stage: str, key: str) -> None:
+    def __init__(self, store: Store, stage: str, key: str, reads: Iterable[InputReference] = ()) -> None:
+        """`reads`: its inputs, which its mark names so that retention lets none of them go."""
         self.name = uuid.uuid4().hex[:12]
         self._store = store
         self._committing = False
         self._folder = attempt_folder(stage, key, self.name)
         self._scratch = own_scratch() / self.name
         _clean_dead_attempts(store, stage, key)
-        store.files.write(f"{self._folder}.owner", json.dumps(this_process()).encode())
+        mark = {"owner": this_process(), "reads": [reference.model_dump() for reference in reads]}
+        store.files.write(f"{self._folder}.owner", json.dumps(mark).encode())
         self.path = store.files.local(self._folder) or self._scratch / "data"
         self.scratch = self._scratch / "work"
         self.path.mkdir(parents=True)

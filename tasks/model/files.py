@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from tasks.errors import InputError
+from tasks.errors import InputError, NotHereError
 from tasks.folders import home_expanded
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -138,7 +138,7 @@ def hub_commit(name: str, revision: str | None, kind: Literal["model", "dataset"
             pass  # no network: what was downloaded before serves
     kept = _hub_folder(name, kind) / "refs" / (revision or "main")
     if not kept.is_file():
-        raise InputError(
+        raise NotHereError(
             f"{name!r} is no local path, and the hub cannot be reached to look it up; "
             "check the spelling, give a local path, or connect and run again."
         )
@@ -165,7 +165,7 @@ def hub_snapshot(name: str, commit: str, revision: str | None = None) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision or commit, allow_patterns=HUB_PATTERNS))
     except LocalEntryNotFoundError as error:
-        raise InputError(
+        raise NotHereError(
             f"{name!r} at {commit[:12]} is not complete on this machine and the hub cannot be reached; "
             "connect and run again, or give a local folder."
         ) from error

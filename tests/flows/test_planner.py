@@ -1,5 +1,6 @@
 """The plan says what a run would do and why, and its remedy for a torn manifest is planned as it is carried out."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from flows.config import PipelineConfig
 from flows.dag import STAGES, up_to
 from flows.planner import plan
-from tasks.artifacts import Store, open_store
+from tasks.artifacts import Manifest, Store, open_store
 from tasks.artifacts.store import manifest_path, progress_folder
 from tasks.errors import ArtifactError
 from tests.flows.made_runs import demo, fill
@@ -29,6 +30,23 @@ def test_what_is_stored_is_cached_and_nothing_else(store: Store) -> None:
     found = planned(demo(), store)
     assert list(found) == list(STAGES) and {state for state, _ in found.values()} == {"Cached"}
     assert found["train"] == ("Cached", made["train"].key[:12])
+
+
+def test_shards_are_looked_up_at_once_and_listed_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 16 must be on their way before the first is answered: one after the other they would wait for ever."""
+    config = demo("capture.shards=16")
+    fill(store, config)
+    look_up, together = Store.manifest, threading.Barrier(16, timeout=60)
+
+    def slow(self: Store, stage: str, key: str) -> Manifest | None:
+        if stage == "capture":
+            together.wait()
+        return look_up(self, stage, key)
+
+    monkeypatch.setattr(Store, "manifest", slow)
+    found = [(entry.stage, entry.shard, entry.state) for entry in plan(config, store)]
+    shards = [(stage, i, "Cached") for i in range(16) for stage in ("capture", "archive")]
+    assert found[2:34] == shards
 
 
 def test_a_changed_setting_is_named_and_what_follows_depends(store: Store) -> None:

@@ -12,8 +12,8 @@ from sae_core.kernels.cpu import FusedStep
 from sae_core.kernels.reference import DenseStep
 from tests.sae_core.kernels.made_steps import PARAMETERS, V, batch, found_by, prepared, relative_error, some_latents
 
-ROUNDED = functools.partial(FusedStep, rounds=True)
-COMPILED = pytest.mark.parametrize("kind", [functools.partial(FusedStep, rounds=False), ROUNDED], ids=["fp32", "rounded"])
+WAYS = [functools.partial(FusedStep, rounds=rounds) for rounds in (False, True)]
+COMPILED = pytest.mark.parametrize("kind", WAYS, ids=["fp32", "rounded"])
 BY_AUTOGRAD = ["batch_topk", "matryoshka", "matryoshka by row"]  # in the reference
 SHAPES = [(17, 96, 5, 40), (64, 200, 16, 33), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 

@@ -14,7 +14,7 @@ from tasks.artifacts.files import open_files
 from tasks.artifacts.lease import LEASE, end_if_abandoned, is_dead, lease, this_process
 from tasks.artifacts.store import progress_folder
 from tasks.errors import LeaseLost
-from tests.tasks.artifacts.toys import FILL, STEPS, FillSpec, StepsSpec, child
+from tests.tasks.artifacts.toys import FILL, STEPS, FillSpec, StepsSpec, build_steps, child, wait_for
 
 KEY = "ab" * 32
 
@@ -29,20 +29,6 @@ def quick(monkeypatch):
 def steps_done(witness: Path) -> list[int]:
     """The steps that were done, in order, by all processes together."""
     return [int(line.split()[1]) for line in witness.read_text().splitlines()]
-
-
-def build_steps(url: str, witness: str, stop_at: int | None) -> None:
-    """Builds `steps` on `fill`."""
-    store = open_store(url)
-    source = FILL.build(store, FillSpec()).artifact
-    STEPS.build(store, StepsSpec(steps=6, witness=witness, stop_at=stop_at), source=source)
-
-
-def wait_for(path: Path, process) -> None:
-    """Waits until a child has made a file."""
-    while not path.exists():
-        assert process.is_alive()
-        time.sleep(0.01)
 
 
 def test_after_a_sigkill_the_next_run_goes_on_at_once_from_the_last_step(store, tmp_path):

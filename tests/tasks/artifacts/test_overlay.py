@@ -1,11 +1,14 @@
 """One's own store over a shared one: what is there is Cached, and nothing of it is touched."""
 
+import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from flows.show import show_status
 from tasks.artifacts import Store, open_store
 from tasks.artifacts.lease import LEASE
 from tasks.artifacts.maintenance import collect, damaged, find, garbage, inputs_of
@@ -63,6 +66,8 @@ def test_others_progress_and_garbage_are_theirs(shared: Store, tmp_path: Path) -
     before = contents(shared)
     mine = open_store(str(tmp_path / "mine"))
     assert mine.files.names(progress_folder("steps", key)) == []
+    show_status(console := Console(file=io.StringIO(), width=200), mine)
+    assert "fill" in console.file.getvalue() and "unfinished" not in console.file.getvalue()
     own = own_store(str(tmp_path / "mine"))
     FILL.build(mine, FillSpec(seed=1))
     assert [name for name, _ in damaged(own)] == [f"fill {FILL.find(mine, FillSpec(seed=1)).key[:12]}"]

@@ -9,7 +9,7 @@ from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.retention import expired, parse_rules
 from tasks.artifacts.store import manifest_path
 from tasks.errors import InputError
-from tests.tasks.artifacts.toys import FILL, STEPS, FillSpec, StepsSpec, build_fill
+from tests.tasks.artifacts.toys import FILL, STEPS, FillSpec, StepsSpec, build_fill, build_steps, child, wait_for
 
 NOW = datetime.datetime(2030, 1, 31, tzinfo=datetime.UTC)
 
@@ -42,6 +42,19 @@ def test_what_led_to_something_recent_stays(store):
     aged(store, later, 35)
     entries = expired(store, {"fill": 30, "steps": 30}, now=NOW)
     assert [entry.why.split()[2] for entry in entries] == ["35", "35"]
+
+
+def test_what_a_stage_under_way_stands_on_stays(store, tmp_path):
+    old, other = build_fill(store), build_fill(store, seed=2)
+    for artifact in (old, other):
+        aged(store, artifact, 40)
+    process = child(build_steps, store.url, str(tmp_path / "witness"), 1)
+    wait_for(tmp_path / "witness.stopped", process)
+    [entry] = expired(store, {"fill": 30}, now=NOW)
+    assert other.manifest.attempt in entry.path
+    process.kill()
+    process.join()
+    assert len(expired(store, {"fill": 30}, now=NOW)) == 2
 
 
 def test_let_go_it_is_still_named_and_made_again_with_what_follows_cached(store):

@@ -83,6 +83,20 @@ def build_all(store: Store) -> tuple[Artifact, Artifact]:
     return filled, STEPS.build(store, StepsSpec(), source=filled).artifact
 
 
+def build_steps(url: str, witness: str, stop_at: int | None) -> None:
+    """Builds `steps` on `fill`."""
+    store = open_store(url)
+    source = FILL.build(store, FillSpec()).artifact
+    STEPS.build(store, StepsSpec(steps=6, witness=witness, stop_at=stop_at), source=source)
+
+
+def wait_for(path: Path, process: BaseProcess) -> None:
+    """Waits until a child has made a file."""
+    while not path.exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+
+
 def child(work: Any, *arguments: Any, environment: Mapping[str, str] | None = None) -> BaseProcess:
     """Starts `work(*arguments)` in a process of its own, with this process's environment (and more)."""
     variables = dict(os.environ) | dict(environment or {})
