@@ -61,8 +61,7 @@ def measure(wanted: str = "") -> Iterator[dict[str, Any]]:
         except ModuleNotFoundError as error:
             print(f"{name:40} not measured: {error}; `make peers` installs it", flush=True)
             continue
-        x_BD = train_step.batch(budget.rows, budget.d)
-        yield train_step.row(name, lambda step=step, x_BD=x_BD: step(x_BD), train_step.floor(x_BD, budget.n))
+        yield train_step.step_row(name, step, budget.rows, budget.d, budget.n)
 
 
 def _sparsify(budget: Budget) -> Peer:
