@@ -62,9 +62,10 @@ class Tracking:
         self._silent_N.add_(self._batch_size).masked_fill_(fired_N > 0, 0)
         self._firings_N.add_(fired_N)
         self._unfired_N.add_(self._firings_N == 0, alpha=self._batch_size)
-        dies_N = self._silent_N == self._death
-        self._deaths_N.add_(dies_N)
-        self._died_N.masked_fill_(dies_N, number * self._batch_size)
+        if number * self._batch_size >= self._death:  # before, none can have been silent for so long
+            dies_N = self._silent_N == self._death
+            self._deaths_N.add_(dies_N)
+            self._died_N.masked_fill_(dies_N, number * self._batch_size)
         self._fired_ema.lerp_(fired_N.sum(dtype=torch.float64), 1 - L0_DECAY)
 
     def figures(self, number: int) -> dict[str, float]:

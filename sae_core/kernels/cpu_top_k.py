@@ -12,6 +12,7 @@ from sae_core.kernels.compiled import OPTIONS, ROWS, compiled, part, widened
 from sae_core.kernels.cpu_rounded import Rounded, exactly, margin, widest_margin
 
 QUARTER = 2 << 23  # two exponents of a float below another: a quarter of it
+ZERO, ONE = np.uint64(0), np.uint64(1)  # of indices that are computed: a signed one is looked at in case it is negative
 
 
 @part
@@ -134,15 +135,18 @@ def top_k(
             if not np.isfinite(total):
                 values_K[0], places_K[0], counts_B[row] = np.nan, 0, 1
                 continue
-            surviving, size = 0, 0
+            surviving, filled = ZERO, ZERO
             for c in range(chunks):  # without branches, which nobody can predict: what is not wanted is overwritten
                 survivors[surviving] = c
-                surviving += largest_C[c] >= lowest
+                surviving += ONE if largest_C[c] >= lowest else ZERO
             for i in range(surviving):
-                for place in range(survivors[i], n, chunks):
+                place = np.uint64(survivors[i])
+                while place < np.uint64(n):
                     value = widened(pre_N[place]) + bias_N[place]
-                    found[size], found_places[size] = value, place
-                    size += value >= lowest
+                    found[filled], found_places[filled] = value, np.int32(place)
+                    filled += ONE if value >= lowest else ZERO
+                    place += np.uint64(chunks)
+            size = np.int64(filled)
             if rounded is not None:
                 size = _in_fp32(found, found_places, size, bias_N, k, rounded, row)
             bound_key[0] = _least_kept(found[:size].view(np.int32), k, 0)
