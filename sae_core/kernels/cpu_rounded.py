@@ -46,9 +46,13 @@ def worth_it(n_latents: int, d_in: int, k: int) -> bool:
     """Whether bf16 is fast here, the matmul large enough for two passes, and what is computed in fp32 little beside it:
     some k exp(sqrt(d_in) / 100) latents of a row. tests/benchmarks/NOTES.md has what it was measured by.
     """
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    large = n_latents * d_in >= 1 << 18 and n_latents >= k * d_in / 8
-    return large and supported is not None and bool(supported())
+    return n_latents * d_in >= 1 << 18 and n_latents >= k * d_in / 8 and _has_amx()
+
+
+def _has_amx() -> bool:
+    """Whether the processor has it, and the system lets this process use it; of a torch that can say so."""
+    asked = [getattr(torch.cpu, name, lambda: False) for name in ("_is_amx_tile_supported", "_init_amx")]
+    return all(ask() for ask in asked)
 
 
 class RoundedEncoder:
