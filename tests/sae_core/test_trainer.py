@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_core import ActivationError, CheckpointError, SAEConfig, TopKSAE, metrics
+from sae_core.kernels import cpu_rounded
 from sae_core.trainer import Trainer, TrainerConfig
 
 D, N, K, BATCH = 16, 64, 4, 128
-DTYPES = (torch.float32, torch.float64)  # each has a kernel of its own (sae_core/kernels/)
+KERNELS = {"fp32": torch.float32, "float64": torch.float64, "rounded on the first": torch.float32}  # of two ranks
 
 
 def batch(step: int, rows: int = BATCH) -> torch.Tensor:
@@ -118,8 +120,18 @@ def test_dead_latents_are_counted_in_rows_and_come_back_to_life():
 
 
 @settings(max_examples=12, deadline=None)
-@given(stop=st.integers(0, 25), logged=st.integers(0, 25), normalization=st.sampled_from(["none", "standardise_rows"]))
-def test_resumed_at_any_step_equals_uninterrupted_to_the_bit(stop, logged, normalization):
+@given(
+    stop=st.integers(0, 25),
+    logged=st.integers(0, 25),
+    normalization=st.sampled_from(["none", "standardise_rows"]),
+    rounded=st.booleans(),
+)
+def test_resumed_at_any_step_equals_uninterrupted_to_the_bit(stop, logged, normalization, rounded):
+    with mock.patch.object(cpu_rounded, "worth_it", return_value=rounded):
+        resumed_equals_uninterrupted(stop, logged, normalization)
+
+
+def resumed_equals_uninterrupted(stop: int, logged: int, normalization: str) -> None:
     whole, first = trainer(normalization=normalization), trainer(normalization=normalization)
     for learner, end in ((whole, 25), (first, stop)):
         advance(learner, min(logged, end))
@@ -187,11 +199,12 @@ def run_rank(rank: int, world: int, store: str, folder: str) -> None:
     )
     share = BATCH // world
     own = slice(rank * share, (rank + 1) * share)
-    for dtype in DTYPES:
+    for name, dtype in KERNELS.items():
+        cpu_rounded.worth_it = lambda *_, rounded=name == "rounded on the first": rounded and rank == 0
         learner = trainer(seed=rank, group=dist.group.WORLD, dtype=dtype)  # ranks that start apart are brought together
         for step in range(25):
             learner.step(batch(step)[own])
-        torch.save({"state": learner.state_dict(), "figures": learner.figures()}, f"{folder}/{rank}-{dtype}.pt")
+        torch.save({"state": learner.state_dict(), "figures": learner.figures()}, f"{folder}/{rank}-{name}.pt")
         bad = batch(25)[own] * (float("nan") if rank == 0 else 1)
         with pytest.raises(ActivationError, match="not finite"):  # on both, though only one rank's share is bad
             learner.step(bad)
@@ -202,10 +215,10 @@ def run_rank(rank: int, world: int, store: str, folder: str) -> None:
 
 def test_ranks_stay_bit_equal_and_near_the_single_process(tmp_path):
     multiprocessing.spawn(run_rank, args=(2, str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    for dtype in DTYPES:
-        ranks = [torch.load(tmp_path / f"{rank}-{dtype}.pt", weights_only=True) for rank in range(2)]
-        for name, tensor in ranks[0]["state"].items():
-            assert torch.equal(tensor, ranks[1]["state"][name]), name
+    for name, dtype in KERNELS.items():
+        ranks = [torch.load(tmp_path / f"{rank}-{name}.pt", weights_only=True) for rank in range(2)]
+        for tensor, other in zip(ranks[0]["state"].values(), ranks[1]["state"].values(), strict=True):
+            assert torch.equal(tensor, other), name
         assert ranks[0]["figures"] == ranks[1]["figures"]
         alone = advance(trainer(dtype=dtype), 25)
         assert torch.equal(alone.state_dict()["silent_rows"], ranks[0]["state"]["silent_rows"])
