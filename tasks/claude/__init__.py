@@ -16,6 +16,7 @@ none is, the batch is sent. Custom ids are <24 digits of the stage's key>-<turn>
 """
 
 import collections
+import contextlib
 import json
 import math
 import time
@@ -67,18 +68,20 @@ def run_batches(
     if not requests:
         return Answers({}, {"requests": 0, "dollars": 0.0})
     patience = patience or Patience()
-    run = _Run(requests, parse, out, patience, service or Service(connect(), patience, out.log))
-    for turn in range(TURNS):
-        parts = run.affordable(run.parts(turn), turn)
-        if turn == 0:
-            run.probe()
-            parts = run.parts(turn)  # the first request may have its answer now
-        if not parts:
-            break
-        for part in parts:
-            run.send(part)
-        run.collect()
-    return Answers(run.outcomes(), run.summary())
+    with contextlib.ExitStack() as opened:
+        service = service or Service(opened.enter_context(connect()), patience, out.log)
+        run = _Run(requests, parse, out, patience, service)
+        for turn in range(TURNS):
+            parts = run.affordable(run.parts(turn), turn)
+            if turn == 0:
+                run.probe()
+                parts = run.parts(turn)  # the first request may have its answer now
+            if not parts:
+                break
+            for part in parts:
+                run.send(part)
+            run.collect()
+        return Answers(run.outcomes(), run.summary())
 
 
 class _Run:

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def connect() -> "anthropic.Anthropic":
-    """A client with the key of the environment. Raises InputError when there is none."""
+    """A client with the key of the environment, to be closed. Raises InputError when there is none."""
     import anthropic
 
     found = settings()
@@ -52,7 +52,8 @@ def connect() -> "anthropic.Anthropic":
 
 def check_access() -> None:
     """Asks for the newest batch, which costs nothing: a missing or refused key and a dead endpoint are told at once."""
-    Service(connect(), Patience()).newest()
+    with connect() as client:
+        Service(client, Patience()).newest()
 
 
 class Service:

@@ -1,13 +1,16 @@
 """What is not sent: a wrong key, address or parameter, what costs too much, what the service would refuse."""
 
+import contextlib
 import pickle
 import traceback
 from pathlib import Path
 
 import pytest
 
+from tasks.claude import service as service_module
 from tasks.claude.prices import PRICES_AS_OF
 from tasks.claude.requests import Request, estimate
+from tasks.claude.service import check_access, connect
 from tasks.errors import InputError, ServiceError
 from tests.servers.message_batches import MessageBatches
 from tests.tasks.claude.driven import FAST, run, workspace
@@ -25,6 +28,19 @@ def test_a_refused_key_is_one_error_without_the_key(tmp_path: Path) -> None:
     assert secret not in "".join(traceback.format_exception(caught.value))
     assert secret.encode() not in pickle.dumps(caught.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_text()]
+
+
+def test_asking_whether_the_key_serves_leaves_no_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = []
+    monkeypatch.setattr(service_module, "connect", lambda: clients.append(connect()) or clients[-1])
+    with MessageBatches() as service:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", service.url)
+        for key in ("test-key", "another"):
+            monkeypatch.setenv("ANTHROPIC_API_KEY", key)
+            with contextlib.suppress(InputError):
+                check_access()
+        assert len(service.calls) == 2
+    assert [client.is_closed() for client in clients] == [True, True]
 
 
 def test_bad_parameters_stop_at_the_first_request(tmp_path: Path) -> None:
