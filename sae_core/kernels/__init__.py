@@ -3,7 +3,8 @@
     step.py         what a step is to the trainer
     reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
     cpu.py          TopK, BatchTopK and Matryoshka in fp32 on a CPU: all but the encoder's matmul in compiled loops
-                    (cpu_top_k.py, cpu_batch_top_k.py, cpu_loops.py)
+                    (cpu_rounded.py, cpu_top_k.py, cpu_batch_top_k.py,
+                    cpu_loops.py)
     gpu.py          the same on a GPU, in Triton (gpu_top_k.py, gpu_batch_top_k.py, gpu_decode.py,
                     gpu_update.py)
     ranks.py        what ranks exchange in these two

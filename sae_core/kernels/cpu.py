@@ -58,8 +58,8 @@ class FusedStep:
         *,
         rounds: bool | None = None,
     ) -> None:
-        """`rounds`: whether the encoder's matmul is made of factors in bf16, which changes no bit of what is selected
-        beyond the rounding of fp32 (cpu_rounded.py); None: where that is faster. Ranks may differ in it.
+        """`rounds`: whether the encoder's matmul is made of factors in bf16, and what it may select computed again in
+        fp32 (cpu_rounded.py): the same within the rounding of fp32; None: where that is faster. Ranks may differ.
         """
         self._sae = sae
         self._options = options

@@ -1,5 +1,5 @@
 """Pre-activations from factors rounded to bf16, and how far each may lie from the one in fp32: the encoder's matmul
-on processors that multiply bf16 several times as fast (AMX), with the codes of fp32.
+on processors that multiply bf16 several times as fast (AMX). The codes are those of `exactly`, products in fp32.
 
 With x^, w^ rounded, a = x^ . w^ as the matmul gives it, and s = x . w:
 
@@ -65,13 +65,13 @@ class RoundedEncoder:
         self._norms_2T, self._norms_2N = np.empty((2, rows), np.float32), np.empty((2, n_latents), np.float32)
 
     def round(self, W_enc: np.ndarray, b_enc: np.ndarray) -> None:
-        """Takes over the weights as they are now; `pre_activations` reads them again."""
+        """Takes over W_enc (N, D) and b_enc (N,), float32, as they are now; W_enc is read again while selecting."""
         _round(W_enc, bits(self._W_enc), *self._norms_2N)
         self._W_enc_here = W_enc
         self._largest = (*self._norms_2N.max(axis=1), np.abs(b_enc).max())
 
     def pre_activations(self, centred_TD: Tensor, pre_TN: Tensor) -> Rounded:
-        """Fills `pre_TN` (bf16) with x^ . w^, and says what it is made from."""
+        """Fills `pre_TN`, bf16, with x^ . w^ of rows (T, D), float32, and says what it is made from. After `round`."""
         rows, d = centred_TD.shape
         norm_T, lost_T = self._norms_2T[:, :rows]
         _round(centred_TD.numpy(), bits(self._rows_TD[:rows]), norm_T, lost_T)
