@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flows.hardware import hardware
 from tasks.archive import ArchiveSpec
-from tasks.capture import CaptureSpec
+from tasks.capture import CaptureSpec, depth
 from tasks.corpus import CorpusSpec
 from tasks.errors import InputError, SpecError
 from tasks.evaluate import EvaluateSpec
@@ -74,6 +74,7 @@ class PipelineConfig(BaseModel):
                 f"preprocess.site is {self.preprocess.site!r}, but capture.sites records only "
                 f"{', '.join(self.capture.sites)}; name one of these, or capture it too"
             )
+        self._require_target()
         if self.runtime.hardware is not None:
             hardware(self.runtime.hardware)
         problem = self.runtime.cannot_share(self.train.batch_size)
@@ -86,10 +87,48 @@ class PipelineConfig(BaseModel):
         """The site the autoencoder is trained on."""
         return self.preprocess.site or self.capture.sites[0]
 
+    @property
+    def target(self) -> str | None:
+        """The site that a transcoder reconstructs; None: the autoencoder is none, or only one site is captured."""
+        if self.preprocess.target is None and self.train.transcodes and len(self.capture.sites) > 1:
+            return self.capture.sites[1]
+        return self.preprocess.target
+
+    @property
+    def sites(self) -> str:
+        """What is read, and what a transcoder reconstructs from it, in words."""
+        return f"{self.site} -> {self.target}" if self.target else self.site
+
+    def _require_target(self) -> None:
+        """Raises ValueError unless a transcoder, and nothing else, has a target that comes after its site."""
+        target, site = self.target, self.site
+        if not self.train.transcodes:
+            if target is not None:
+                raise ValueError(
+                    f"preprocess.target is {target!r}, but train.architecture {self.train.architecture or 'topk'} "
+                    "reconstructs the site that it reads; leave it out, or choose the architecture transcoder"
+                )
+            return
+        if target is None:
+            raise ValueError(
+                f"the architecture transcoder needs a second site to reconstruct, but capture.sites records only "
+                f"{site}; capture another too, such as capture.sites=[mlp_in.2, mlp_out.2]"
+            )
+        if target not in self.capture.sites:
+            raise ValueError(
+                f"preprocess.target is {target!r}, but capture.sites records only {', '.join(self.capture.sites)}; "
+                "name one of these, or capture it too"
+            )
+        if depth(target) <= depth(site):
+            raise ValueError(
+                f"preprocess.target {target} does not come after preprocess.site {site} in the model, so that it "
+                "cannot be reconstructed from it; exchange them, or choose another"
+            )
+
     def title(self) -> str:
         """Model, site and size in a few words: names runs in the UI."""
         model = Path(self.model.path).name if self.model.path else "demo-model"
-        return f"{self.name} {model} {self.site} {self.train.size()}"
+        return f"{self.name} {model} {self.sites} {self.train.size()}"
 
     def resolved(self, settings: Settings) -> "PipelineConfig":
         """Fills in what depends on other stages or on the environment, so that keys say what really happens."""
@@ -100,7 +139,7 @@ class PipelineConfig(BaseModel):
         if label.labeller == "claude" and label.max_latents is None:
             label = label.model_copy(update={"max_latents": self.claude_latents})
         updates = {
-            "preprocess": self.preprocess.model_copy(update={"site": self.site}),
+            "preprocess": self.preprocess.model_copy(update={"site": self.site, "target": self.target}),
             "label": label,
             "score": self.score.model_copy(update={"scorer": self.score.scorer or chosen}),
             "runtime": self.runtime.resolved(settings),
@@ -161,6 +200,11 @@ def grid_points(config: PipelineConfig, axes: Iterable[str]) -> list[TrainSpec]:
         for key, value in combination:
             _put(values, key, value)
         points[config_from(values).train] = None
+    if any(point.transcodes != config.train.transcodes for point in points):
+        raise SpecError(
+            "--grid train.architecture takes the transcoder and others, but a sweep trains on one set of rows, and "
+            "only a transcoder's have a target; sweep transcoders alone, with --set train.architecture=transcoder."
+        )
     return list(points)
 
 

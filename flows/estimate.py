@@ -72,8 +72,9 @@ def estimate(config: PipelineConfig, planned: list[Planned], points: Sequence[Tr
         return Estimate(tokens, train_tokens, None, None, None, flop, trained, dollars)
     one_site = tokens * d_model * 2
     captured = one_site * len(config.capture.sites)
+    shuffled = one_site * (2 if config.target else 1)
     return Estimate(
-        tokens, train_tokens, captured, int(captured * ARCHIVED_SHARE), one_site, flop, trained, dollars
+        tokens, train_tokens, captured, int(captured * ARCHIVED_SHARE), shuffled, flop, trained, dollars
     )
 
 

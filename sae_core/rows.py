@@ -101,6 +101,13 @@ class Rows:
         return out
 
 
+def input_and_target(rows_BD: Tensor, d_in: int) -> tuple[Tensor, Tensor | None]:
+    """A transcoder's rows, (B, d_in + d_out), as (B, d_in) and (B, d_out), each contiguous; (B, d_in) has no target."""
+    if rows_BD.shape[1] == d_in:
+        return rows_BD, None
+    return rows_BD[:, :d_in].contiguous(), rows_BD[:, d_in:].contiguous()
+
+
 def _open(path: Path) -> np.ndarray:
     """The bits of one file's tensor, mapped and not read: int16 (rows, D). Raises RowsError where it is not whole."""
     try:

@@ -149,9 +149,14 @@ class SAE(nn.Module, ABC):
         """Codes to reconstructed activations (B, D)."""
         return self.denormalise(self.decode_normalised(codes), codes.scale)
 
+    def predict(self, codes: Codes, x_BD: Tensor) -> Tensor:
+        """What the autoencoder makes of activations whose codes are known: `decode`, and a transcoder's skip."""
+        del x_BD
+        return self.decode(codes)
+
     def forward(self, x_BD: Tensor) -> Tensor:
-        """Reconstruction (B, D) of activations (B, D)."""
-        return self.decode(self.encode(x_BD))
+        """Reconstruction (B, D) of activations (B, D); a transcoder's prediction of its target (B, D_out)."""
+        return self.predict(self.encode(x_BD), x_BD)
 
     def batch_threshold(self, micro_batches: Sequence[Batch]) -> Tensor | None:
         """What a selection over several micro-batches must know before the loss of the first; None: nothing."""

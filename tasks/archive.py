@@ -84,37 +84,40 @@ ARCHIVE = Stage("archive", version=1, spec=ArchiveSpec, run=archive_shard)
 
 
 class OpenShard:
-    """One site of an archived shard, verified, to be read by the chunk; from several threads if one likes.
+    """Sites of an archived shard, verified, to be read by the chunk; from several threads if one likes.
 
-        with OpenShard(archive, site) as shard:
+        with OpenShard(archive, "mlp_in.3", "mlp_out.3") as shard:
             for chunk in range(shard.chunks): begin, bits_TD = shard.read(chunk)
 
-    `rows` are `token_ids` int32 (T), `row_offsets` int64 (rows + 1), `row_ids` int64 (rows). Raises ArtifactError when
-    the archive is damaged, does not hold the site, or has not as many activations as tokens.
+    `rows` are `token_ids` int32 (T), `row_offsets` int64 (rows + 1), `row_ids` int64 (rows); `d` is the width of each
+    site. Raises ArtifactError when the archive is damaged, does not hold a site, or has not as many activations as
+    tokens.
     """
 
-    def __init__(self, archive: Artifact, site: str) -> None:
+    def __init__(self, archive: Artifact, *sites: str) -> None:
         index = archive.json("index.json")
-        if site not in index["sites"]:
-            raise ArtifactError(
-                f"The archive {archive.key[:12]} has no site {site!r}; it holds {', '.join(index['sites'])}. "
-                "Capture the site too (capture.sites)."
-            )
+        for site in sites:
+            if site not in index["sites"]:
+                raise ArtifactError(
+                    f"The archive {archive.key[:12]} has no site {site!r}; it holds {', '.join(index['sites'])}. "
+                    "Capture the site too (capture.sites)."
+                )
         self._members = {member["name"]: member for member in index["members"]}
-        names = (name for name in self._members if name.startswith(f"{site}/") and name.endswith(".high.npy"))
-        self._names = sorted(name.removesuffix(".high.npy") for name in names)
+        names = (name for name in self._members if name.startswith(f"{sites[0]}/") and name.endswith(".high.npy"))
+        self._names = sorted(name.rpartition("/")[2].removesuffix(".high.npy") for name in names)
+        self._sites = sites
         self.chunks = len(self._names)
         with contextlib.ExitStack() as opened:
             path = opened.enter_context(archive.local(ARCHIVE_FILE))  # size and sha256 are verified here
             self._file = opened.enter_context(path.open("rb"))
             self.rows = {name: _member(self._file, self._members[f"rows/{name}.npy"]) for name in ROWS}
-            self.d = int(json.loads(_unpack(self._file, self._members[f"{site}/shape.json"]))["d"])
+            self.d = int(json.loads(_unpack(self._file, self._members[f"{sites[0]}/shape.json"]))["d"])
             self._begins = self._places(archive)
             self._open = opened.pop_all()  # from here on `close` ends it
 
     def _places(self, archive: Artifact) -> list[int]:
         """The first token of each chunk, from the sizes of their files."""
-        sizes = [self._members[f"{name}.high.npy"]["size"] - NPY_HEADER for name in self._names]
+        sizes = [self._members[f"{self._sites[0]}/{name}.high.npy"]["size"] - NPY_HEADER for name in self._names]
         *begins, found = itertools.accumulate((size // self.d for size in sizes), initial=0)
         tokens = len(self.rows["token_ids"])
         if found != tokens:
@@ -136,14 +139,18 @@ class OpenShard:
         self.rows, self._members = {}, {}
 
     def read(self, chunk: int) -> "tuple[int, np.ndarray]":
-        """(first token, activations as uint16 views of bf16 (tokens, d)) of one chunk."""
+        """(first token, activations as uint16 views of bf16 (tokens, sites x d)) of a chunk, the sites side by side."""
         import numpy as np
 
-        name = self._names[chunk]
-        high, low = (_member(self._file, self._members[f"{name}.{plane}.npy"]) for plane in ("high", "low"))
-        bits = np.empty((len(high), self.d, 2), np.uint8)  # little-endian bf16: the low byte comes first
-        bits[:, :, 1], bits[:, :, 0] = high, low
-        return self._begins[chunk], bits.reshape(len(bits), 2 * self.d).view("<u2")
+        ends = [*self._begins[1:], len(self.rows["token_ids"])]
+        begin, tokens = self._begins[chunk], ends[chunk] - self._begins[chunk]
+        bits = np.empty((tokens, len(self._sites), self.d, 2), np.uint8)  # little-endian bf16: the low byte comes first
+        for number, site in enumerate(self._sites):
+            for place, plane in ((1, "high"), (0, "low")):
+                bits[:, number, :, place] = _member(
+                    self._file, self._members[f"{site}/{self._names[chunk]}.{plane}.npy"]
+                )
+        return begin, bits.reshape(tokens, 2 * len(self._sites) * self.d).view("<u2")
 
 
 def read_shard(archive: Artifact, site: str) -> "dict[str, torch.Tensor]":

@@ -3,7 +3,8 @@
 On held-out activations: FVU, L0, dead share, cosine, densities, co-activation. On held-out rows of text, with the
 autoencoder spliced into the model: cross-entropy, the share of it that is recovered, KL. Every definition is in
 `sae_core.metrics` and `sae_core.coactivation`; the intervals are 95% bootstraps over activations or rows of text. What
-training left out (BOS) is left as it is.
+training left out (BOS) is left as it is. A transcoder is measured by its target: what it predicts of it from its site
+takes the target's place in the model.
 
     metrics.json            {"fvu": {"value", "low", "high"}, ..., "dead_share": 0.01, "paired_share": 0.02,
                              "density": {"log10_edges", "counts"}}
@@ -74,25 +75,32 @@ def _on_activations(
     import torch
 
     from sae_core import Rows, metrics
+    from sae_core.rows import input_and_target
 
     table = Rows([rows.path(group["name"]) for group in index["groups"] if group["name"].startswith("validation-")])
     count = min(spec.activations, len(table))
+
+    def chunk(begin: int) -> "tuple[Tensor, Tensor]":
+        """Rows of the site, and of what is to be reconstructed."""
+        x_BD, target_BD = input_and_target(table.read(begin, min(begin + CHUNK_ROWS, count)), sae.config.d_in)
+        return x_BD, x_BD if target_BD is None else target_BD
+
     mean_D = sum(
-        (table.read(i, min(i + CHUNK_ROWS, count)).double().sum(0) for i in range(0, count, CHUNK_ROWS)),
-        start=torch.zeros(table.d, dtype=torch.float64),
+        (chunk(begin)[1].double().sum(0) for begin in range(0, count, CHUNK_ROWS)),
+        start=torch.zeros(sae.config.width_out, dtype=torch.float64),
     ) / count
     device = next(sae.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in ("error", "deviation", "active", "cosine", "row", "latent")}
     for begin in range(0, count, CHUNK_ROWS):
-        x_BD = table.read(begin, min(begin + CHUNK_ROWS, count)).float().to(device)
+        x_BD, target_BD = chunk(begin)
+        x_BD, target_BD = x_BD.float().to(device), target_BD.float()
         with torch.no_grad():
             codes = sae.encode(x_BD)
-            x_hat_BD = sae.decode(codes).cpu()
-        x_BD = x_BD.cpu()
-        found["error"].append(metrics.squared_error(x_BD, x_hat_BD))
-        found["deviation"].append(metrics.squared_deviation(x_BD, mean_D))
+            x_hat_BD = sae.predict(codes, x_BD).cpu()
+        found["error"].append(metrics.squared_error(target_BD, x_hat_BD))
+        found["deviation"].append(metrics.squared_deviation(target_BD, mean_D))
         found["active"].append(codes.counts().double().cpu())
-        found["cosine"].append(torch.nn.functional.cosine_similarity(x_BD.double(), x_hat_BD.double(), dim=1))
+        found["cosine"].append(torch.nn.functional.cosine_similarity(target_BD.double(), x_hat_BD.double(), dim=1))
         row_F, latent_F, _ = codes.pairs()
         found["row"].append(row_F.int().cpu() + begin)
         found["latent"].append(latent_F.int().cpu())
@@ -135,6 +143,7 @@ def _on_text(
     from tasks.prompts import padded, tokenise
 
     read, texts = index["capture"], _held_out_texts(spec, corpus, index)
+    sites = index["site"], index.get("target", index)["site"]
     prompts = tokenise(
         load_tokenizer(model), texts, bos=read["bos"], drop_bos=not read["bos_stored"], longest=read["max_tokens"],
         chats=holds_chats(corpus),
@@ -143,7 +152,7 @@ def _on_text(
     language_model = load_model(model, device=device)
     sums: list[Tensor] = []
     for _, ids_BL, kept_BL in padded(prompts, BATCH_TOKENS):
-        sums.append(_of_batch(language_model, sae, index["site"], ids_BL.to(device), kept_BL.to(device)).cpu())
+        sums.append(_of_batch(language_model, sae, sites, ids_BL.to(device), kept_BL.to(device)).cpu())
         out.report(sum(map(len, sums)), len(texts), "rows")
     table = torch.cat(sums)
     table = table[table[:, 0] > 0]
@@ -161,18 +170,27 @@ def _on_text(
     }
 
 
-def _of_batch(model: Any, sae: "SAE", site: str, ids_BL: "Tensor", kept_BL: "Tensor") -> "Tensor":
+def _of_batch(
+    model: Any, sae: "SAE", sites: tuple[str, str], ids_BL: "Tensor", kept_BL: "Tensor"
+) -> "Tensor":
     """Sums per row (B, 5), float64: tokens, cross-entropy clean, spliced and ablated, KL of spliced from clean.
 
-    Counted are predictions made where the autoencoder acts (kept) of a token that is there.
+    `sites`: what the autoencoder reads, and what it is to reconstruct, the same but for a transcoder. Counted are
+    predictions made where the autoencoder acts (kept) of a token that is there.
     """
     import torch
 
     from sae_core import metrics, splice
 
+    site, target = sites
+    made: list[Tensor] = []  # at `site`, for the hook at `target`, which comes at once or later in the same forward
+
+    def read(x_BLD: "Tensor") -> None:
+        made[:] = [sae(x_BLD[kept_BL].float())]
+
     def reconstruct(x_BLD: "Tensor") -> "Tensor":
         x_BLD = x_BLD.clone()
-        x_BLD[kept_BL] = sae(x_BLD[kept_BL].float()).to(x_BLD.dtype)
+        x_BLD[kept_BL] = made[0].to(x_BLD.dtype)
         return x_BLD
 
     def zero(x_BLD: "Tensor") -> "Tensor":
@@ -182,12 +200,12 @@ def _of_batch(model: Any, sae: "SAE", site: str, ids_BL: "Tensor", kept_BL: "Ten
     targets = ids_BL[:, 1:][counted]
     with torch.no_grad():
         clean = model(input_ids=ids_BL, use_cache=False).logits[:, :-1][counted]
-        with splice(model, site, reconstruct):
+        with splice(model, site, read), splice(model, target, reconstruct):
             spliced = model(input_ids=ids_BL, use_cache=False).logits[:, :-1][counted]
         kl = metrics.token_kl(clean, spliced)
         losses = [metrics.token_cross_entropy(logits, targets) for logits in (clean, spliced)]
         del clean, spliced
-        with splice(model, site, zero):
+        with splice(model, target, zero):
             losses.append(
                 metrics.token_cross_entropy(model(input_ids=ids_BL, use_cache=False).logits[:, :-1][counted], targets)
             )

@@ -9,6 +9,9 @@ first bits, then each partition is sorted alone and written out.
     index.json                 site, d, rows of each kind, files with their rows, mean norm, mean squared norm
     statistics.safetensors     `mean`, `variance` fp32 (d), of the training rows (Chan's merge)
 
+For a transcoder a row is the token's activation at the site and then that at the target, (rows, 2 d); the index tells
+of the latter under `target` (site, d, mean norms), and the statistics have `target_mean` and `target_variance` too.
+
 Threads of one process do it, as many as there are cores and memory for: shards are unpacked and partitions sorted
 beside each other, but dealt and taken in their order, so that bits depend on no timing.
 """
@@ -49,6 +52,11 @@ class PreprocessSpec(Spec):
         None, title="Site", json_schema_extra={"position": 0},
         description="The captured site to train on, such as resid_post.2; empty takes the first of capture.sites.",
     )  # fmt: skip
+    target: str | None = Field(
+        None, title="Target", json_schema_extra={"position": 4},
+        description="The captured site that a transcoder reconstructs from it, such as mlp_out.2; empty: with a "
+        "transcoder the second of capture.sites, else none.",
+    )  # fmt: skip
     validation_fraction: float = Field(
         0.05, gt=0, lt=1, title="Validation share", json_schema_extra={"position": 1},
         description="Share of the corpus rows kept out of training; a row's tokens stay together.",
@@ -69,21 +77,22 @@ def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]
 
     capture = read_description(archives[0], "capture.json")
     site = spec.site or capture["sites"][0]
+    sites = [site] if spec.target is None else [site, spec.target]
     expected = sum(archive.manifest.size for archive in archives) / ARCHIVED_SHARE
     partitions = _Partitions(out.scratch, _partition_count(expected))
     passes = len(archives) + partitions.count
-    d = done = 0
+    width = done = 0
     with contextlib.ExitStack() as opened, at_once(2 * CHUNK_BYTES * COPIES) as unpacking:
-        for dealt in unpacking.in_order(lambda chunk: chunk.deal(partitions), _chunks(spec, site, archives, opened)):
-            d = dealt.shard.d
+        for dealt in unpacking.in_order(lambda chunk: chunk.deal(partitions), _chunks(spec, sites, archives, opened)):
+            width = len(sites) * dealt.shard.d
             partitions.add(dealt)
             if dealt.last:
                 dealt.shard.close()
                 done += 1
                 out.report(done, passes, "passes")
     with at_once(expected / partitions.count * COPIES) as sorting:
-        tables = {kind: _Table(out.path, kind, spec.rows_per_group, sorting) for kind in KINDS}
-        for found in sorting.in_order(lambda i: partitions.take(i, d), range(partitions.count)):
+        tables = {kind: _Table(out.path, kind, spec.rows_per_group, len(sites), sorting) for kind in KINDS}
+        for found in sorting.in_order(lambda i: partitions.take(i, width), range(partitions.count)):
             for table, activations in zip(tables.values(), found, strict=True):
                 table.add(activations)
             done += 1
@@ -96,7 +105,7 @@ def preprocess(spec: PreprocessSpec, out: Workspace, *, archives: list[Artifact]
             f"The split left {counts['train']} activations to train on and {counts['validation']} to validate on "
             f"(preprocess.validation_fraction {spec.validation_fraction}); take more text or another fraction."
         )
-    return _describe(out.path, site, d, spec, tables, capture)
+    return _describe(out.path, sites, width // len(sites), spec, tables, capture)
 
 
 PREPROCESS = Stage("preprocess", version=1, spec=PreprocessSpec, run=preprocess)
@@ -128,7 +137,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(
-    spec: PreprocessSpec, site: str, archives: list[Artifact], opened: contextlib.ExitStack
+    spec: PreprocessSpec, sites: list[str], archives: list[Artifact], opened: contextlib.ExitStack
 ) -> Iterator[_Chunk]:
     """All chunks of all shards, in order; each shard is open until whoever takes them closes it."""
     import numpy as np
@@ -137,7 +146,7 @@ def _chunks(
     from tasks.split import is_validation, shuffle_key
 
     for archive in archives:
-        shard = opened.enter_context(OpenShard(archive, site))
+        shard = opened.enter_context(OpenShard(archive, *sites))
         if not shard.chunks:
             shard.close()
             continue
@@ -183,15 +192,15 @@ class _Partitions:
             with rows.open("ab") as file:
                 file.write(activations)
 
-    def take(self, number: int, d: int) -> "tuple[np.ndarray, np.ndarray]":
-        """One partition's activations in the order of priorities, as uint16 (rows, d): of training, of validation."""
+    def take(self, number: int, width: int) -> "tuple[np.ndarray, np.ndarray]":
+        """One partition's rows in the order of priorities, as uint16 (rows, width): of training, of validation."""
         import numpy as np
 
         keys, rows = self._paths[number]
         if not keys.exists():
-            return np.empty((0, d), np.uint16), np.empty((0, d), np.uint16)
+            return np.empty((0, width), np.uint16), np.empty((0, width), np.uint16)
         record = np.fromfile(keys, RECORD)
-        activations = np.fromfile(rows, np.uint16).reshape(len(record), d)
+        activations = np.fromfile(rows, np.uint16).reshape(len(record), width)
         keys.unlink()
         rows.unlink()
         order = np.argsort(record["priority"], kind="stable")
@@ -202,11 +211,12 @@ class _Partitions:
 class _Table:
     """Writes rows into files of a fixed number of rows; the last one holds the rest. Threads write and measure."""
 
-    def __init__(self, folder: Path, kind: str, rows_per_group: int, threads: Threads) -> None:
+    def __init__(self, folder: Path, kind: str, rows_per_group: int, sites: int, threads: Threads) -> None:
         self.rows = 0
         self.groups: list[dict[str, Any]] = []
         self.moments: Moments | None = None
-        self.norm_sum = self.squared_norm_sum = 0.0
+        self.norms = [(0.0, 0.0)] * sites
+        self._sites = sites
         self._folder, self._kind, self._size = folder, kind, rows_per_group
         self._threads = threads
         self._waiting: list[np.ndarray] = []
@@ -234,7 +244,7 @@ class _Table:
         name = f"{self._kind}-{len(self.groups):05}.safetensors"
         self.groups.append({"name": name, "rows": self._waiting_rows})
         self.rows += self._waiting_rows
-        self._written.append(self._threads.submit(_write_group, self._folder / name, self._waiting))
+        self._written.append(self._threads.submit(_write_group, self._folder / name, self._waiting, self._sites))
         self._waiting, self._waiting_rows = [], 0
         while len(self._written) > self._threads.count:
             self._merge()
@@ -243,19 +253,17 @@ class _Table:
         """Takes the figures of the oldest file; in their order, whichever was ready first."""
         for block in self._written.popleft().result():
             self.moments = block.moments if self.moments is None else self.moments.merge(block.moments)
-            self.norm_sum += block.norm_sum
-            self.squared_norm_sum += block.squared_norm_sum
+            self.norms = [(a + c, b + d) for (a, b), (c, d) in zip(self.norms, block.norms, strict=True)]
 
 
 class _Block(NamedTuple):
     """Figures of some consecutive rows."""
 
     moments: "Moments"
-    norm_sum: float
-    squared_norm_sum: float
+    norms: list[tuple[float, float]]  # of each site: summed norms, summed squared norms
 
 
-def _write_group(path: Path, parts: "list[np.ndarray]") -> list[_Block]:
+def _write_group(path: Path, parts: "list[np.ndarray]", sites: int) -> list[_Block]:
     """Writes one file of rows; its figures in blocks that lie the same however the rows arrived."""
     import numpy as np
     import torch
@@ -268,38 +276,39 @@ def _write_group(path: Path, parts: "list[np.ndarray]") -> list[_Block]:
     found = []
     for block_BD in x_BD.split(8192):
         block_BD = block_BD.double()
-        norms_B = block_BD.norm(dim=1)
-        found.append(_Block(Moments.of(block_BD), float(norms_B.sum()), float(norms_B.square().sum())))
+        norms_SB = [part_BD.norm(dim=1) for part_BD in block_BD.chunk(sites, dim=1)]
+        norms = [(float(norms_B.sum()), float(norms_B.square().sum())) for norms_B in norms_SB]
+        found.append(_Block(Moments.of(block_BD), norms))
     return found
 
 
 def _describe(
-    folder: Path, site: str, d: int, spec: PreprocessSpec, tables: dict[str, _Table], capture: dict[str, Any]
+    folder: Path, sites: list[str], d: int, spec: PreprocessSpec, tables: dict[str, _Table], capture: dict[str, Any]
 ) -> Summary:
     from safetensors.torch import save_file
 
     train, validation = (tables[kind] for kind in KINDS)
     assert train.moments is not None
-    mean_D, variance_D = train.moments.mean_D.float(), train.moments.variance().float()
-    save_file({"mean": mean_D, "variance": variance_D}, folder / "statistics.safetensors")
+    moments = {"mean": train.moments.mean_D.float(), "variance": train.moments.variance().float()}
+    statistics, about = {}, []
+    for number, (site, (norms, squares)) in enumerate(zip(sites, train.norms, strict=True)):
+        for name, vector in moments.items():
+            statistics["target_" * number + name] = vector[number * d : (number + 1) * d].clone()
+        means = {"mean_norm": norms / train.rows, "mean_squared_norm": squares / train.rows}
+        about.append({"site": site, "d": d, **means})
+    save_file(statistics, folder / "statistics.safetensors")
     index = {
-        "site": site,
-        "d": d,
+        **about[0],
         "train_rows": train.rows,
         "validation_rows": validation.rows,
         "validation_fraction": spec.validation_fraction,
         "seed": spec.seed,
         "rows_per_group": spec.rows_per_group,
         "groups": [*train.groups, *validation.groups],
-        "mean_norm": train.norm_sum / train.rows,
-        "mean_squared_norm": train.squared_norm_sum / train.rows,
         "capture": capture,  # how the tokens were read: what evaluates the result must read text the same way
     }
+    if len(about) > 1:
+        index["target"] = about[1]
     (folder / "index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
-    return {
-        "site": site,
-        "d": d,
-        "train_rows": train.rows,
-        "validation_rows": validation.rows,
-        "mean_norm": index["mean_norm"],
-    }
+    told = ("site", "d", "train_rows", "validation_rows", "mean_norm")
+    return {name: index[name] for name in told} | ({"target": sites[1]} if len(sites) > 1 else {})

@@ -16,7 +16,7 @@ class Transcoder(TopKSAE):
     t^ = W_dec ReLU(TopK(W_enc x + b_enc)) + W_skip x + b_pre, the skip where the config asks for it
 
     Decoder and skip start at zero, b_pre is best started at the target's mean; decoder norms are free. `decode` knows
-    the codes alone: the skip needs the input, so that `forward` adds it.
+    the codes alone: the skip needs the input, so that `predict` adds it.
     """
 
     unit_decoder = False
@@ -58,9 +58,9 @@ class Transcoder(TopKSAE):
         reconstruction_BD = super().decode_target(codes, batch)
         return reconstruction_BD if self.W_skip is None else reconstruction_BD + batch.x_BD @ self.W_skip.t()
 
-    def forward(self, x_BD: Tensor) -> Tensor:
-        """Prediction (B, D_out) from activations (B, D_in)."""
-        predicted_BD = self.decode(self.encode(x_BD))
+    def predict(self, codes: Codes, x_BD: Tensor) -> Tensor:
+        """The target's rows (B, D_out) from activations (B, D_in) and their codes."""
+        predicted_BD = self.decode(codes)
         if self.W_skip is None:
             return predicted_BD
         return predicted_BD + self.denormalise(self.normalise(x_BD)[0] @ self.W_skip.t(), None)

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 KINDS = ("resid_pre", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out")
 
 
+def depth(site: str) -> tuple[int, int]:
+    """Orders sites as a forward passes them: the layer, and the place in it."""
+    kind, _, layer = site.partition(".")
+    return int(layer), ("resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post").index(kind)
+
+
 class CaptureSpec(Spec):
     """Which activations are recorded, on which tokens, in how many shards."""
 

@@ -8,7 +8,8 @@ block of latents.
 
 features.parquet, one row per latent: firing_rate, count, score_count (activations in the score half), max, mean, dead,
     neighbours and neighbour_cosines (decoder cosines, living latents only), promoted and suppressed tokens with their
-    effects (logit change per unit of activation; empty where the site does not write to the residual stream).
+    effects (logit change per unit of activation; empty where the site, a transcoder's target, does not write to the
+    residual stream).
 examples.parquet, sorted by (latent, role): row_id, doc_id, position, activation, half, token_id, and the window as
     `tokens` (joined, they read as the text) and `activations`, in which `hit` is the token in question and
     [word_start, word_end) the whole word it belongs to.
@@ -101,11 +102,12 @@ def examples(
     from tasks.model import load_tokenizer
 
     autoencoder = load_sae(sae.folder(), device=out.runtime.device_here())
-    site = read_metadata(sae.folder())["site"]
+    about = read_metadata(sae.folder())
+    site, writes_to = about["site"], about.get("target", about["site"])
     found, store = _one_pass(spec, out, autoencoder, site, archives)
     text = _token_text(load_tokenizer(model), store)
     written = _write_examples(spec, out, found, store, text, _documents(corpus))
-    columns = feature_columns(found, autoencoder, site, model, text, spec.neighbours, spec.effect_tokens)
+    columns = feature_columns(found, autoencoder, writes_to, model, text, spec.neighbours, spec.effect_tokens)
     write_columns(columns, "features.parquet", out)
     enough = (found.score_count >= ENOUGH).sum()
     return {

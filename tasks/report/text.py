@@ -18,6 +18,7 @@ ARCHITECTURES = {  # name, and how many latents a token is written as
     "relu": ("ReLU", "{l0} on average"),
     "jumprelu": ("JumpReLU", "{l0} on average"),
     "gated": ("gated", "{l0} on average"),
+    "transcoder": ("transcoder", "at most {k}"),
 }
 SITES = {
     "resid_pre": "the residual stream before layer {}",
@@ -31,22 +32,23 @@ SITES = {
 
 def headline(config: Json, model: Artifact) -> str:
     """One line: how many features of which model."""
-    return f"{config['sae']['n_latents']:,} latents of {_model_name(model)}, {config['metadata']['site']}"
+    return f"{config['sae']['n_latents']:,} latents of {_model_name(model)}, {sites(config)}"
 
 
 def lede(config: Json, inputs: Mapping[str, Artifact], table: Json, measured: Json) -> str:
     """What was done and what came out, in three sentences."""
-    kind, _, layer = str(config["metadata"]["site"]).partition(".")
     sae, tokens = config["sae"], inputs["examples"].summary["tokens"]
-    site = SITES.get(kind, "the site {}").format(layer)
+    site, target = (_in_words(config["metadata"].get(name)) for name in ("site", "target"))
+    does = f"reads {site} (counted from 0)"
     labelled = sum(label is not None for label in table["label"])
     scored = [row for row in zip(table["score"], table["baseline"], strict=True) if None not in row]
-    name, many = ARCHITECTURES[sae.get("architecture", "topk")]
-    if sae.get("selection") == "row":
-        many = "at most {k}"
+    name, many = _architecture(sae)
     many = many.format(k=sae["k"], l0=write(estimate(measured.get("l0"))[0]))
+    who = f"A {name} sparse autoencoder"
+    if target:
+        who, does = "A transcoder", f"{does}, predicts {target}"
     text = (
-        f"A {name} sparse autoencoder reads {site} (counted from 0) and writes each of {tokens:,} tokens as {many} "
+        f"{who} {does} and writes each of {tokens:,} tokens as {many} "
         f"of {sae['n_latents']:,} latents. {labelled:,} of them have a label, and {len(scored):,} fire "
         "often enough on held-out text for the label to be scored"
     )
@@ -58,6 +60,22 @@ def lede(config: Json, inputs: Mapping[str, Artifact], table: Json, measured: Js
         f"{text}: the median label reaches {score:.2f} balanced accuracy where a mere look-up of the token reaches "
         f"{baseline:.2f}, and {above:.0%} of the labels beat it."
     )
+
+
+def sites(config: Json) -> str:
+    """The site that an autoencoder's cfg.json names, and a transcoder's target."""
+    return " -> ".join(config["metadata"][name] for name in ("site", "target") if name in config["metadata"])
+
+
+def _in_words(site: str | None) -> str:
+    kind, _, layer = (site or "").partition(".")
+    return SITES.get(kind, "the site {}").format(layer) if site else ""
+
+
+def _architecture(sae: Json) -> tuple[str, str]:
+    """Its name, and how many latents a token is written as, with {k} or {l0}."""
+    name, many = ARCHITECTURES[sae.get("architecture", "topk")]
+    return name, "at most {k}" if sae.get("selection") == "row" else many
 
 
 def notes(labels: Artifact, table: Json) -> list[str]:
@@ -141,7 +159,7 @@ def facts(
         (
             "Autoencoder",
             [
-                ("Site", config["metadata"]["site"]),
+                ("Site", sites(config)),
                 ("Latents", write(sae["n_latents"])),
                 *_sparsity(sae),
                 ("Width of the activations", write(sae["d_in"])),
@@ -156,11 +174,10 @@ def facts(
 
 
 def _sparsity(sae: Json) -> list[tuple[str, str]]:
-    name = ARCHITECTURES[sae.get("architecture", "topk")][0]
-    if name == "TopK":
-        return [("Active per token, at most (k)", write(sae["k"]))]
-    kept = [("Active per token, on average (k)", write(sae["k"]))] if sae["k"] else []
-    return [("Architecture", name), *kept]
+    name, many = _architecture(sae)
+    how = "at most" if many.startswith("at most") else "on average"
+    kept = [(f"Active per token, {how} (k)", write(sae["k"]))] if sae["k"] else []
+    return kept if name == "TopK" else [("Architecture", name), *kept]
 
 
 def _told(artifact: Artifact, names: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -26,12 +26,13 @@ class SweepSpec(Spec):
 
 def sweep(spec: SweepSpec, out: Workspace, *, saes: list[Artifact], metrics: list[Artifact]) -> Summary:
     """Writes points.json and sweep.html."""
+    from tasks.report.text import sites
     from tasks.sweep.page import render
 
     axes, points = _points(saes, metrics)
     (out.path / "points.json").write_text(json.dumps({"axes": axes, "points": points}, sort_keys=True, indent=1) + "\n")
     first = saes[0].json("cfg.json")
-    html = render(axes, points, site=first["metadata"]["site"], d_in=first["sae"]["d_in"])
+    html = render(axes, points, site=sites(first), d_in=first["sae"]["d_in"])
     (out.path / "sweep.html").write_text(html, encoding="utf-8", newline="\n")
     best = min(points, key=lambda point: float(point["fvu"]["value"]))
     front = sum(point["on_front"]["fvu"] for point in points)

@@ -35,6 +35,12 @@ def train(spec: TrainSpec, out: Workspace, *, rows: Artifact) -> Summary:
     index = rows.json("index.json")
     if index["train_rows"] == 0:
         raise InputError("There is no training row: preprocess put all of them aside for validation; give more text.")
+    if spec.transcodes != ("target" in index):
+        has = "a target" if "target" in index else "no target"
+        raise InputError(
+            f"The rows have {has} site beside their own, but train.architecture is {spec.architecture or 'topk'}: a "
+            "transcoder, and nothing else, is trained on a target; set preprocess.target to go with it."
+        )
     steps = spec.number_of_steps(index["train_rows"])
     files = open_files(out.progress.url)
     checkpoint = newest(files)
@@ -130,13 +136,14 @@ def _write(
 
     sae = make_sae(spec.sae_config(index["d"]))
     load_weights(sae, checkpoint.tensors)
-    save_sae(sae, out.path, {"site": index["site"], "rows": rows.digest})
+    sites = {"site": index["site"]} | ({"target": index["target"]["site"]} if spec.transcodes else {})
+    save_sae(sae, out.path, {**sites, "rows": rows.digest})
     write_history(checkpoint.history, out)
     write_latents(checkpoint, spec.n_latents, spec.trainer_config(index["train_rows"], index["d"]), out)
     last = checkpoint.history[-1] if checkpoint.history else {}
     figures = {name: last[name] for name in ("loss", "fvu", "l0", "dead_share", "validation_fvu") if name in last}
     tokens = checkpoint.step * spec.batch_size
-    what = {"site": index["site"], "n_latents": spec.n_latents}
+    what = {**sites, "n_latents": spec.n_latents}
     what |= {name: value for name, value in (("architecture", spec.architecture), ("k", sae.config.k)) if value}
     return what | {"steps": checkpoint.step, "tokens": tokens} | figures | {"ran_on": _ran_on(checkpoint.layouts)}
 

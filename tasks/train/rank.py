@@ -44,6 +44,7 @@ def _train(files: Files, request: Request) -> None:
     import torch.distributed as dist
 
     from sae_core import Feed, Rows, Trainer, make_sae
+    from sae_core.rows import input_and_target
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -53,9 +54,10 @@ def _train(files: Files, request: Request) -> None:
 
     artifact = request.artifact
     rows = Rows([artifact.path(name) for name in artifact.names() if name.startswith("train-")], spec.seed)
-    sae = make_sae(spec.sae_config(rows.d))
+    d = artifact.json("index.json")["d"]
+    sae = make_sae(spec.sae_config(d))
     variance = start(sae, rows, artifact, spec.pre_bias_from)
-    config, group, micro_batch = spec.trainer_config(len(rows), rows.d), dist.group.WORLD, runtime.train_micro_batch
+    config, group, micro_batch = spec.trainer_config(len(rows), d), dist.group.WORLD, runtime.train_micro_batch
     assert group is not None, "Ray Train has made the group of all workers"
     trainer = Trainer(sae.to(device), config, variance=variance, group=group, micro_batch=micro_batch)
     history, layouts = _resume(files, trainer)
@@ -72,9 +74,9 @@ def _train(files: Files, request: Request) -> None:
     shown = 0.0
     remaining = range(trainer.step_number, steps)
     with Feed(rows, remaining, batch_size=spec.batch_size, rank=rank, world_size=world, device=device) as feed:
-        for x_BD in feed:
+        for batch_BD in feed:
             lr = trainer.learning_rate
-            trainer.step(x_BD)
+            trainer.step(*input_and_target(batch_BD, d))
             done = trainer.step_number
             if done % log_every == 0 or done == steps:
                 history.append({"step": done, "tokens": done * spec.batch_size, **trainer.figures(), "lr": lr})
@@ -90,31 +92,42 @@ def _train(files: Files, request: Request) -> None:
 
 
 def start(sae: "SAE", rows: "Rows", artifact: Artifact, pre_bias_from: str | None = None) -> float:
-    """Sets pre-bias and input scale from the data; returns the total variance, all where the loss is taken.
+    """Sets pre-bias and scales from the data; returns the total variance, all where the loss is taken.
 
     The pre-bias is the mean, or the geometric median of SAMPLE_ROWS rows (Bricken et al. 2023), where it is subtracted
-    before encoding, else zero, as the published recipes have it.
+    before encoding, else zero, as the published recipes have it; a transcoder's, which it adds alone, is its target's.
     llama3_interpretability_sae measured the mean of raw activations and used it after standardising; here both are the
     same space. Scale: E||x|| = sqrt(d) (Anthropic, April 2024 update).
     """
     import torch
     from safetensors.torch import load_file
 
-    from sae_core import Moments, geometric_median
+    from sae_core import Moments, Transcoder, geometric_median
+    from sae_core.rows import input_and_target
+
+    def sample() -> "torch.Tensor":
+        x_BD, target_BD = input_and_target(rows.read(0, SAMPLE_ROWS), sae.config.d_in)
+        return sae.training_pair(x_BD, target_BD)[1]
 
     if sae.config.normalization == "standardise_rows":
-        moments = Moments.of(sae.normalise(rows.read(0, SAMPLE_ROWS))[0])
+        moments = Moments.of(sample())
         centre_D, variance = moments.mean_D, float(moments.variance().sum())
     else:
-        statistics = load_file(artifact.path("statistics.safetensors"))
-        scale = 1.0
+        statistics, index = load_file(artifact.path("statistics.safetensors")), artifact.json("index.json")
+        scale, of = 1.0, ""
         if sae.config.normalization == "scale":
-            scale = sae.config.d_in**0.5 / float(artifact.json("index.json")["mean_norm"])
-        centre_D, variance = statistics["mean"] * scale, float(statistics["variance"].double().sum()) * scale**2
+            scale = sae.config.d_in**0.5 / float(index["mean_norm"])
         sae.input_scale.fill_(scale)
-    if sae.config.subtracts_pre_bias:
+        if isinstance(sae, Transcoder):
+            if sae.config.normalization == "scale":
+                scale = sae.config.width_out**0.5 / float(index["target"]["mean_norm"])
+            sae.target_scale.fill_(scale)
+            of = "target_"
+        centre_D = statistics[f"{of}mean"] * scale
+        variance = float(statistics[f"{of}variance"].double().sum()) * scale**2
+    if sae.config.subtracts_pre_bias or isinstance(sae, Transcoder):
         if pre_bias_from == "geometric_median":
-            centre_D = geometric_median(sae.normalise(rows.read(0, SAMPLE_ROWS))[0])
+            centre_D = geometric_median(sample())
         with torch.no_grad():
             sae.b_pre.copy_(centre_D)
     return variance

@@ -16,7 +16,7 @@ from tasks.artifacts import Spec
 if TYPE_CHECKING:
     from sae_core import SAEConfig, TrainerConfig
 
-Architecture = Literal["topk", "batch_topk", "relu", "jumprelu", "gated", "matryoshka"]
+Architecture = Literal["topk", "batch_topk", "relu", "jumprelu", "gated", "matryoshka", "transcoder"]
 
 # As in sae_core.config, which cannot be imported here: torch would take two seconds of every `plan`.
 CONCERNED: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,8 @@ CONCERNED: dict[str, tuple[str, ...]] = {
     "selection": ("matryoshka",),
     "bandwidth": ("jumprelu",),
     "decoder_norm": ("relu",),
-    "multi_topk": ("topk",),
+    "multi_topk": ("topk", "transcoder"),
+    "skip": ("transcoder",),
     "precision": ("topk", "batch_topk", "matryoshka"),
     "select_per_rank": ("batch_topk", "matryoshka"),
     "sparsity": ("relu", "jumprelu", "gated"),
@@ -35,7 +36,7 @@ SPARSITY_WARMUP = 0.05  # share of the steps: Anthropic, April 2024
 CLIP_NORM = {"relu": 1.0}  # the same
 RATE = {"batch_topk": 0.375}  # of the default learning rate; 0.25 elsewhere: tests/benchmarks/NOTES.md
 OF_THE_SAE = (  # settings that SAEConfig has too, under the same name and with None as their default
-    "initialisation", "decoder_norm", "pre_bias", "multi_topk", "prefixes", "selection", "bandwidth",
+    "initialisation", "decoder_norm", "pre_bias", "multi_topk", "prefixes", "selection", "bandwidth", "skip",
 )  # fmt: skip
 HISTORY_ROWS = 400  # rows of history.parquet where log_every is not given
 
@@ -83,7 +84,8 @@ class TrainSpec(Spec):
         None,
         "Which latents fire. topk (empty): the k largest of each token. batch_topk: k per token on average over the "
         "batch. relu: all above zero, with an L1 penalty. jumprelu: those above thresholds of their own. gated: those "
-        "whose gate is open. matryoshka: batch_topk with nested dictionaries.",
+        "whose gate is open. matryoshka: batch_topk with nested dictionaries. transcoder: topk that reconstructs "
+        "preprocess.target.",
     )
     sparsity: float | None = _at(
         21,
@@ -132,6 +134,8 @@ class TrainSpec(Spec):
         35, None, "Of products on a GPU, where k is given; sums are fp32. tf32: in matmuls; bf16: in all; empty: fp32."
     )
 
+    skip: bool | None = _at(36, None, "Of transcoder: a linear path from its input to its output beside the latents.")
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         architecture = self.architecture or "topk"
@@ -152,6 +156,11 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"prefixes are {list(self.prefixes)}, which do not ascend to n_latents, {self.n_latents}; end with it"
             )
+        if self.transcodes and (self.pre_bias or self.normalization == "standardise_rows"):
+            what = "pre_bias is true" if self.pre_bias else "normalization is standardise_rows"
+            raise ValueError(
+                f"{what}, but what a transcoder's input loses has no place in its output; leave it out, or choose scale"
+            )
         if not self.uses_k and self.sparsity is None and self.normalization == "none":
             raise ValueError(
                 f"sparsity is empty, and its default for {architecture} fits tokens of norm sqrt(d), but normalization "
@@ -163,6 +172,11 @@ class TrainSpec(Spec):
     def uses_k(self) -> bool:
         """Whether the number of latents per token is set, not found."""
         return self.architecture not in WITHOUT_K
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether it reconstructs a site other than the one it reads."""
+        return self.architecture == "transcoder"
 
     def size(self) -> str:
         """The autoencoder in a few words."""

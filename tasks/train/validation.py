@@ -25,23 +25,29 @@ POINTS = 20  # about so many times in a training
 class Validation:
     """One rank's share of the rows, and what their squared deviation from their mean sums up to."""
 
-    def __init__(self, rows: "Rows", count: int, group: "dist.ProcessGroup", device: "torch.device") -> None:
+    def __init__(
+        self, rows: "Rows", d_in: int, count: int, group: "dist.ProcessGroup", device: "torch.device"
+    ) -> None:
         """`device`: where the group's tensors have to be, and the trainer is."""
         import torch
         import torch.distributed as dist
 
+        from sae_core.rows import input_and_target
+
         self._group, self._device = group, device
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         first, last = rank * count // world, (rank + 1) * count // world
-        self._parts = [rows.read(at, min(at + CHUNK_ROWS, last)) for at in range(first, last, CHUNK_ROWS)]
+        parts = (rows.read(at, min(at + CHUNK_ROWS, last)) for at in range(first, last, CHUNK_ROWS))
+        pairs = (input_and_target(part_BD, d_in) for part_BD in parts)
+        self._pairs = [(x_BD, x_BD if target_BD is None else target_BD) for x_BD, target_BD in pairs]
         self._count = count
-        sum_D = torch.zeros(rows.d, dtype=torch.float64)
-        for part_BD in self._parts:
-            sum_D += part_BD.double().sum(0)
+        sum_D = torch.zeros(rows.d - d_in or d_in, dtype=torch.float64)
+        for _, target_BD in self._pairs:
+            sum_D += target_BD.double().sum(0)
         mean_D = self._total(sum_D) / count
         deviation = torch.zeros((), dtype=torch.float64)
-        for part_BD in self._parts:
-            deviation += (part_BD.double() - mean_D).square().sum()
+        for _, target_BD in self._pairs:
+            deviation += (target_BD.double() - mean_D).square().sum()
         self._deviation = float(self._total(deviation))
 
     @classmethod
@@ -51,11 +57,12 @@ class Validation:
         """On at most so many of the rows that preprocess put aside; None without any."""
         from sae_core import Rows
 
-        count = min(at_most, artifact.json("index.json")["validation_rows"])
+        index = artifact.json("index.json")
+        count = min(at_most, index["validation_rows"])
         if count == 0:
             return None
         names = [name for name in artifact.names() if name.startswith("validation-")]
-        return cls(Rows([artifact.path(name) for name in names]), count, group, device)
+        return cls(Rows([artifact.path(name) for name in names]), index["d"], count, group, device)
 
     def figures(self, trainer: "Trainer") -> dict[str, float]:
         """Equal on all ranks, which all call this."""
@@ -66,10 +73,10 @@ class Validation:
         sae = trainer.averaged() if trainer.config.average_decay is not None else trainer.sae
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         with torch.no_grad():
-            for part_BD in self._parts:
-                x_BD = part_BD.to(self._device, torch.float32)
+            for x_BD, target_BD in self._pairs:
+                x_BD, target_BD = (part_BD.to(self._device, torch.float32) for part_BD in (x_BD, target_BD))
                 codes = sae.encode(x_BD)
-                sums[0] += metrics.squared_error(x_BD, sae.decode(codes)).sum()
+                sums[0] += metrics.squared_error(target_BD, sae.predict(codes, x_BD)).sum()
                 sums[1] += codes.counts().sum()
         error, fired = self._total(sums).tolist()
         return {"validation_fvu": error / self._deviation, "validation_l0": fired / self._count}

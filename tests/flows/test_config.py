@@ -95,6 +95,8 @@ def test_values_of_a_grid_are_read_as_those_of_set() -> None:
         ("runtime.train_micro_batch=300", "300, which does not divide a worker's share of 512"),
         ("train.architecture=relu", "train sparsity is empty"),
         ("train.prefixes=[16, 2048]", "the architecture topk does not use it"),
+        ("train.architecture=transcoder", "capture.sites records only resid_post.1; capture another too"),
+        ("preprocess.target=mlp_out.1", "'mlp_out.1', but train.architecture topk reconstructs the site that it reads"),
         ("capture.shard=1", r"'capture\.shard' is not a setting"),
         ("train.n_latents=99999999999999", "less than 2147483648"),
         ("runtime.ray_dashboard=bla", "'bla', which is no URL"),
@@ -106,6 +108,40 @@ def test_a_wrong_setting_is_one_sentence_with_its_value(setting: str, message: s
     with pytest.raises(SpecError, match=message) as caught:
         load_preset("demo", [setting])
     assert "\n" not in str(caught.value)
+
+
+TRANSCODER = ["train.architecture=transcoder", "capture.sites=mlp_in.1,mlp_out.1"]
+
+
+def test_a_transcoder_reads_the_first_site_and_reconstructs_the_second() -> None:
+    config = load_preset("demo", TRANSCODER)
+    resolved = config.resolved(settings()).preprocess
+    assert (resolved.site, resolved.target) == ("mlp_in.1", "mlp_out.1")
+    assert config.title() == "demo demo-model mlp_in.1 -> mlp_out.1 transcoder n=2048 k=8"
+    given = load_preset("demo", [*TRANSCODER, "capture.sites=mlp_out.1,resid_pre.1,mlp_in.1", "preprocess.site=mlp_in.1",
+                                 "preprocess.target=mlp_out.1"])  # fmt: skip
+    assert given.resolved(settings()).preprocess == resolved
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("capture.sites=mlp_out.1,mlp_in.1", "target mlp_in.1 does not come after preprocess.site mlp_out.1"),
+        ("preprocess.target=mlp_in.1", "target mlp_in.1 does not come after preprocess.site mlp_in.1"),
+        ("preprocess.target=mlp_out.2", "'mlp_out.2', but capture.sites records only mlp_in.1, mlp_out.1"),
+        ("train.normalization=standardise_rows", "what a transcoder's input loses has no place in its output"),
+    ],
+)
+def test_a_transcoder_that_cannot_be_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_preset("demo", [*TRANSCODER, setting])
+
+
+def test_a_grid_does_not_mix_transcoders_with_what_has_no_target() -> None:
+    for base in ([], TRANSCODER[1:]):
+        with pytest.raises(SpecError, match=r"transcoder"):
+            grid_points(load_preset("demo", base), ["train.architecture=topk,transcoder"])
+    assert len(grid_points(load_preset("demo", TRANSCODER), ["train.k=4,8"])) == 2
 
 
 def test_a_title_says_the_architecture_and_k_where_there_is_one() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,8 +57,8 @@ def chats() -> list[list[dict[str, str]]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["llama-3.2-3b-sentences", "llama-3.3-70b-chat"])
-def test_a_preset_runs_to_its_report(name: str, tmp_path: Path) -> None:
+def small(name: str, tmp_path: Path) -> dict[str, Any]:
+    """The preset's settings on a small model and a few texts."""
     config = load_preset(name)
     values = config.model_dump(exclude_unset=True, mode="json")
     for group, changes in SMALL.items():
@@ -71,9 +72,26 @@ def test_a_preset_runs_to_its_report(name: str, tmp_path: Path) -> None:
     rows = chats() if chat else [" ".join(turn["content"] for turn in talk) for talk in chats()]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({config.corpus.column: row}) + "\n" for row in rows))
     values["corpus"] |= {"path": str(tmp_path / "text.jsonl")}
+    return values
 
-    stages = run_through("report", values, tmp_path).stages
-    assert stages["corpus"][0]["summary"]["rows"] == (120 if chat else 360)
+
+@pytest.mark.parametrize(("name", "rows"), [("llama-3.2-3b-sentences", 360), ("llama-3.3-70b-chat", 120)])
+def test_a_preset_runs_to_its_report(name: str, rows: int, tmp_path: Path) -> None:
+    stages = run_through("report", small(name, tmp_path), tmp_path).stages
+    assert stages["corpus"][0]["summary"]["rows"] == rows
     trained = stages["train"][0]["summary"]
     assert trained["steps"] == 40 and trained["fvu"] < 1
+    assert stages["report"][0]["summary"]["features"] == 96
+
+
+def test_a_transcoder_runs_to_its_report(tmp_path: Path) -> None:
+    values = small("llama-3.2-3b-sentences", tmp_path)
+    values["capture"]["sites"] = ["mlp_in.1", "mlp_out.1"]
+    values["train"] |= {"architecture": "transcoder", "normalization": "scale", "skip": True}
+    del values["train"]["precision"]
+    stages = run_through("report", values, tmp_path).stages
+    named = {"site": "mlp_in.1", "target": "mlp_out.1"}
+    assert all(stages[name][0]["summary"].items() >= named.items() for name in ("preprocess", "train"))
+    assert stages["train"][0]["summary"]["fvu"] < 0.8
+    assert stages["evaluate"][0]["summary"]["ce_recovered"] > 0.2
     assert stages["report"][0]["summary"]["features"] == 96

@@ -86,6 +86,15 @@ def test_chunks_are_found_where_they_were_put_whatever_their_size_is_now(
         assert [shard.read(chunk)[0] for chunk in range(shard.chunks)] == [0, 2, 4, 6, 8]
 
 
+def test_two_sites_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "CHUNK_BYTES", 12)
+    _, archived = packed(tmp_path, FakeCaptureSpec())
+    with OpenShard(archived, *reversed(SITES)) as shard:
+        found = np.concatenate([shard.read(chunk)[1] for chunk in range(shard.chunks)])
+    each = [read_shard(archived, site)["activations"].view(torch.int16).numpy() for site in reversed(SITES)]
+    np.testing.assert_array_equal(found.view(np.int16), np.concatenate(each, axis=1))
+
+
 def test_activations_that_are_missing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, archived = packed(tmp_path, FakeCaptureSpec())
     index = archived.json("index.json")

@@ -86,6 +86,33 @@ def test_an_autoencoder_that_loses_everything(store, inputs):
     assert found["kl"]["value"] > 1e-4
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_transcoder_is_measured_at_its_target(store, inputs, keeps):
+    """A layer's input is the output of the one before: its skip can copy it, and a transcoder of zeros loses it."""
+    target = "resid_pre.1"
+    index = inputs["rows"].json("index.json") | {"site": "resid_post.0", "target": {"site": target, "d": D}}
+    language_model = LlamaForCausalLM.from_pretrained(inputs["model"].folder()).eval()
+    with capture(language_model, [target]) as forward:
+        x_BD = torch.cat([forward(input_ids=torch.tensor([prompt]))[target][0, 1:] for prompt in held_out()])
+
+    def write_rows(path) -> None:
+        rows_BD = torch.cat([x_BD, x_BD], dim=1).bfloat16()
+        save_file({"activations": rows_BD}, path / "validation-00000.safetensors")
+        (path / "index.json").write_text(json.dumps(index | {"groups": [{"name": "validation-00000.safetensors"}]}))
+
+    sae = make_sae(SAEConfig(d_in=D, n_latents=8, k=2, architecture="transcoder", skip=True)).requires_grad_(False)
+    if keeps:
+        sae.W_skip.copy_(torch.eye(D))
+    transcoder = made(store, f"transcoder-{keeps}", lambda path: save_sae(sae, path))
+    paired = inputs | {"rows": made(store, "preprocess-paired", write_rows)}
+    found = evaluated(store, paired, transcoder)
+    assert found["fvu"]["value"] == pytest.approx(0, abs=1e-9) if keeps else found["fvu"]["value"] >= 1
+    reached = found["ce"] if keeps else found["ce_ablated"]
+    assert found["ce_spliced"]["value"] == pytest.approx(reached["value"], abs=1e-6)
+    assert found["ce_ablated"]["value"] != pytest.approx(found["ce"]["value"], abs=1e-3)
+    assert found["l0"]["value"] <= 2
+
+
 def test_coactivation_is_that_of_the_held_out_activations(store, inputs):
     """With latents +e_i and -e_i, i and j fire together where their components are both above, or both below, zero."""
     sae = autoencoder(store, "perfect", True)

@@ -40,7 +40,9 @@ def capture_rows(spec: RowsSpec, out: Workspace) -> Summary:
         "row_ids": torch.arange(len(spec.lengths), dtype=torch.int64) + spec.first_row,
     }
     save_file(tensors, out.path / "resid_post.0.safetensors")
-    (out.path / "capture.json").write_text('{"sites":["resid_post.0"]}')
+    tensors["activations"] = -2 * tensors["activations"]
+    save_file(tensors, out.path / "mlp_in.1.safetensors")
+    (out.path / "capture.json").write_text('{"sites":["resid_post.0","mlp_in.1"]}')
     return {"tokens": len(rows)}
 
 
@@ -105,6 +107,26 @@ def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert index["mean_norm"] == pytest.approx(float(train.norm(dim=1).mean()))
     assert index["mean_squared_norm"] == pytest.approx(float(train.norm(dim=1).square().mean()))
     assert index["train_rows"] == len(train)
+
+
+def test_a_target_lies_beside_its_token_in_the_same_order_and_has_statistics_of_its_own(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    shards = archives(store, [5] * 40, 2)
+    alone = PREPROCESS.build(store, SPEC, archives=shards).artifact
+    paired = PREPROCESS.build(store, SPEC.model_copy(update={"target": "mlp_in.1"}), archives=shards).artifact
+    for kind in ("train", "validation"):
+        assert torch.equal(table(paired, kind)[:, :D], table(alone, kind))
+        assert torch.equal(table(paired, kind)[:, D:], -2 * table(alone, kind))
+    index = paired.json("index.json")
+    target = index.pop("target")
+    assert index == alone.json("index.json")
+    norms = {name: index[name] * factor for name, factor in (("mean_norm", 2), ("mean_squared_norm", 4))}
+    assert target == {"site": "mlp_in.1", "d": D, **{name: pytest.approx(value) for name, value in norms.items()}}
+    assert paired.summary == alone.summary | {"target": "mlp_in.1"}
+    ours, theirs = (load_file(artifact.path("statistics.safetensors")) for artifact in (paired, alone))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    torch.testing.assert_close(ours["target_mean"], -2 * theirs["mean"])
+    torch.testing.assert_close(ours["target_variance"], 4 * theirs["variance"])
 
 
 def test_files_hold_a_fixed_number_of_rows_and_the_last_one_the_rest(tmp_path: Path) -> None:

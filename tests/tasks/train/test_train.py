@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from sae_core import Rows, load_sae, make_sae, metrics, read_metadata
 from sae_core import config as config_module
+from sae_core.rows import input_and_target
 from tasks import cluster
 from tasks.artifacts import Artifact, Store
 from tasks.errors import InputError
@@ -155,6 +156,32 @@ def test_another_architecture_goes_through_the_stage(store, rows, ray_cluster, a
     assert ("k" in made.summary) == spec.uses_k
     history = pq.read_table(made.path("history.parquet"))
     assert ("sparsity" in history.column_names) == sae.penalises_sparsity
+
+
+def test_a_transcoder_goes_through_the_stage_and_is_held_against_its_target(store, ray_cluster):
+    """The target is the site, negated and doubled: the skip's to learn, or the latents'."""
+    paired = activations(store, target=True)
+    spec = TrainSpec(
+        n_latents=64, k=4, batch_size=128, steps=300, log_every=50, architecture="transcoder", skip=True,
+        normalization="scale",
+    )  # fmt: skip
+    made = TRAIN.build(store, spec, RUNTIME, rows=paired).artifact
+    sae = load_sae(made.folder())
+    rows_BD = Rows([paired.path("validation-00000.safetensors")]).read(0, ROWS).float()
+    x_BD, target_BD = input_and_target(rows_BD, 16)
+    assert metrics.fvu(target_BD, sae(x_BD)) == pytest.approx(made.summary["validation_fvu"], rel=1e-4)
+    assert made.summary["validation_fvu"] < 0.05
+    named = {"site": "resid_post.1", "target": "mlp_out.2"}
+    assert read_metadata(made.folder()) == named | {"rows": paired.digest}
+    assert made.summary.items() >= named.items()
+
+
+def test_rows_without_a_target_are_no_transcoders_and_the_other_way_round(store, rows):
+    transcoder = TrainSpec(n_latents=64, k=4, batch_size=128, steps=9, architecture="transcoder")
+    with pytest.raises(InputError, match=r"have no target site beside their own, but train\.architecture is transcoder"):
+        TRAIN.build(store, transcoder, RUNTIME, rows=rows)
+    with pytest.raises(InputError, match=r"have a target site beside their own, but train\.architecture is topk"):
+        TRAIN.build(store, SPEC, RUNTIME, rows=activations(store, target=True))
 
 
 def test_a_worker_killed_midway_changes_no_bit(undisturbed, store, rows):
