@@ -118,8 +118,8 @@ def test_a_transcoder_reads_the_first_site_and_reconstructs_the_second() -> None
     resolved = config.resolved(settings()).preprocess
     assert (resolved.site, resolved.target) == ("mlp_in.1", "mlp_out.1")
     assert config.title() == "demo demo-model mlp_in.1 -> mlp_out.1 transcoder n=2048 k=8"
-    given = load_preset("demo", [*TRANSCODER, "capture.sites=mlp_out.1,resid_pre.1,mlp_in.1", "preprocess.site=mlp_in.1",
-                                 "preprocess.target=mlp_out.1"])  # fmt: skip
+    sites = ["capture.sites=mlp_out.1,resid_pre.1,mlp_in.1", "preprocess.site=mlp_in.1", "preprocess.target=mlp_out.1"]
+    given = load_preset("demo", [*TRANSCODER, *sites])
     assert given.resolved(settings()).preprocess == resolved
 
 

@@ -178,9 +178,9 @@ def test_a_transcoder_goes_through_the_stage_and_is_held_against_its_target(stor
 
 def test_rows_without_a_target_are_no_transcoders_and_the_other_way_round(store, rows):
     transcoder = TrainSpec(n_latents=64, k=4, batch_size=128, steps=9, architecture="transcoder")
-    with pytest.raises(InputError, match=r"have no target site beside their own, but train\.architecture is transcoder"):
+    with pytest.raises(InputError, match=r"have no target site .* but train\.architecture is transcoder"):
         TRAIN.build(store, transcoder, RUNTIME, rows=rows)
-    with pytest.raises(InputError, match=r"have a target site beside their own, but train\.architecture is topk"):
+    with pytest.raises(InputError, match=r"have a target site .* but train\.architecture is topk"):
         TRAIN.build(store, SPEC, RUNTIME, rows=activations(store, target=True))
 
 
