@@ -4,7 +4,8 @@ No gradient of a weight matrix ever lies in memory: the pass that makes a latent
 is compiled takes some seconds at the first step on a machine and half a second in later processes.
 
 Ranks share the encoder's matmul, the one large cost, then tell each other their rows and sparse codes, B (D + 2K + 1)
-numbers where dense gradients are 2ND, and each makes the whole update: their weights are equal by construction.
+numbers where dense gradients are 2ND, and each makes the whole update: their weights are equal by construction. Where
+the pre-bias is not subtracted from what is encoded, a transcoder's case, they tell the rows to be reconstructed as well.
 """
 
 import functools
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from sae_core.architectures.batch_topk import BatchTopKSAE
 from sae_core.autograd import SUMS
-from sae_core.gradients import auxiliary_gradients
+from sae_core.gradients import auxiliary_gradients, written_by_hand
 from sae_core.kernels import cpu_loops as loops
 from sae_core.kernels import cpu_rounded, ranks
 from sae_core.kernels.compiled import ROWS
@@ -46,8 +46,8 @@ def available() -> bool:
 
 
 class FusedStep:
-    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step` of TopK, BatchTopK and
-    Matryoshka."""
+    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step` of TopK, BatchTopK,
+    Matryoshka and transcoders."""
 
     def __init__(
         self,
@@ -67,29 +67,33 @@ class FusedStep:
         self._group = group if group and dist.get_world_size(group) > 1 else None
         rows, k = options.rows, sae.config.k
         self._own = ranks.share(rows, self._group)
-        n, d = sae.W_enc.shape
+        (n, d), d_out = sae.W_enc.shape, sae.W_dec.shape[1]
         self._selection: RowSelection | BatchSelection = RowSelection(rows, k, n)
         if sae.selects_over_batch:
             together = None if options.select_per_rank else self._group
             self._selection = BatchSelection(rows, k, n, self._own, together)
-        self.figures = SUMS if isinstance(sae, BatchTopKSAE) else 3
+        self.figures = 3 if written_by_hand(sae) else SUMS
         self._ends_G = np.array(sae.prefixes)
         self._moving = {name: _moving(getattr(sae, name), moments[name]) for name in PARAMETERS}
 
-        self._centred_BD = torch.empty(rows, d)
+        # What the encoder reads, and what is to be reconstructed less b_pre: one thing where the first lacks b_pre too.
+        self._inputs_BD = torch.empty(rows, d)
+        self._wanted_BE = self._inputs_BD if sae.config.subtracts_pre_bias else torch.empty(rows, d_out)
+        skips = "W_skip" in moments  # a transcoder's linear path, whose gradient alone is dense
+        self._skip = (sae.get_parameter("W_skip").detach(), moments["W_skip"]) if skips else None
         tile = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n))
         if rounds is None:
             rounds = cpu_rounded.worth_it(n, d, k)
         self._rounded = cpu_rounded.RoundedEncoder(tile, n, d) if rounds else None
         self._pre_TN = torch.empty(tile, n, dtype=torch.bfloat16 if rounds else torch.float32)
-        self._error_GBD = torch.empty(len(self._ends_G), rows, d)
+        self._error_GBE = torch.empty(len(self._ends_G), rows, d_out)
         blocks = -(-rows // ROWS)
-        self._error_RD = np.empty((blocks, d), np.float32)
+        self._error_RE = np.empty((blocks, d_out), np.float32)
         self._sums_R3 = np.empty((blocks, 3))
         self._starts_N1 = np.empty(n + 1, np.int64)
         self._make_room(k, rows * k)
         self._dead_place_N = np.full(n, -1, np.int32)
-        self._nobody = (np.empty((0, d), np.float32), np.empty((0, d), np.float32), np.empty(0, np.float32))
+        self._nobody = (np.empty((0, d), np.float32), np.empty((0, d_out), np.float32), np.empty(0, np.float32))
         self._dead = self._nobody
         start_threads()
 
@@ -100,11 +104,15 @@ class FusedStep:
 
     @torch.no_grad()
     def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
-        """The target is `x_BD` itself, and there is no sparsity penalty: these architectures have neither."""
+        """There is no sparsity penalty: these architectures have none. Of all but a transcoder the target is `x_BD`."""
         sae, options = self._sae, self._options
         dead_M = dead_N.nonzero().squeeze(1)
         start_threads()
-        torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
+        wanted_BE = torch.sub(target_BD, sae.b_pre, out=self._wanted_BE[self._own])
+        if self._skip:
+            wanted_BE -= x_BD @ self._skip[0].t()
+        if not sae.config.subtracts_pre_bias:
+            self._inputs_BD[self._own] = x_BD
         pre_BM = self._encode(dead_M if options.auxiliary > 0 else dead_M[:0])
         if self._group:
             self._exchange(self._group)
@@ -113,16 +121,16 @@ class FusedStep:
         if pairs > len(self._rows_P) or places > self._d_values_BK.shape[1]:
             self._make_room(places, pairs + pairs // 4)
         loops.errors(
-            self._centred_BD.numpy(),
+            self._wanted_BE.numpy(),
             self._moving["b_pre"].weight,
             self._moving["W_dec"].weight,
             self._ends_G,
             chosen.values_BK,
             chosen.places_BK,
             chosen.counts_B,
-            self._error_GBD.numpy(),
+            self._error_GBE.numpy(),
             self._d_values_BK,
-            self._error_RD,
+            self._error_RE,
             self._sums_R3,
         )
         loops.sort_by_latent(
@@ -137,13 +145,17 @@ class FusedStep:
             self._d_values_P,
         )
         squared_error, squared_norm, squared_errors = self._sums_R3.sum(0).tolist()
+        if self._skip:
+            squared_norm = float((self._wanted_BE + sae.b_pre + self._inputs_BD @ self._skip[0].t()).square().sum())
+        if target_BD is not x_BD:
+            squared_norm += float(self._inputs_BD.square().sum())
         sums = [squared_error / options.variance, 0.0, squared_norm]
         self._dead_place_N.fill(-1)
         self._dead = self._nobody
         if pre_BM.shape[1]:
             scale = self._scale * options.auxiliary
-            centred_BD, error_BD = self._centred_BD[self._own], self._error_GBD[-1, self._own] * len(self._ends_G)
-            found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
+            inputs_BD, error_BE = self._inputs_BD[self._own], self._error_GBE[-1, self._own] * len(self._ends_G)
+            found = auxiliary_gradients(sae, pre_BM, inputs_BD, error_BE, dead_M, options.k_auxiliary, scale)
             if self._group:
                 for tensor in found:
                     dist.all_reduce(tensor, group=self._group)
@@ -163,33 +175,37 @@ class FusedStep:
         while True:
             for start in range(self._own.start, self._own.stop, len(self._pre_TN)):
                 part = slice(start, min(start + len(self._pre_TN), self._own.stop))
-                centred_TD, pre_TN = self._centred_BD[part], self._pre_TN[: part.stop - start]
+                inputs_TD, pre_TN = self._inputs_BD[part], self._pre_TN[: part.stop - start]
                 rounded = None
                 if self._rounded:
-                    rounded = self._rounded.pre_activations(centred_TD, pre_TN)
+                    rounded = self._rounded.pre_activations(inputs_TD, pre_TN)
                 else:
-                    torch.mm(centred_TD, W_enc.t(), out=pre_TN)
+                    torch.mm(inputs_TD, W_enc.t(), out=pre_TN)
                 self._selection.take(cpu_rounded.bits(pre_TN), bias_N, rounded, part)
             if self._selection.finish():
                 break
         if not len(dead_M):
-            return torch.empty(len(self._centred_BD[self._own]), 0)
-        return torch.addmm(b_enc[dead_M], self._centred_BD[self._own], W_enc[dead_M].t())
+            return torch.empty(len(self._inputs_BD[self._own]), 0)
+        return torch.addmm(b_enc[dead_M], self._inputs_BD[self._own], W_enc[dead_M].t())
 
     def _exchange(self, group: "dist.ProcessGroup") -> None:
         """Every rank's rows and codes on every rank, and the mean of their thresholds."""
         chosen = self._selection
         if isinstance(chosen, BatchSelection):
             chosen.meet(group)
-        for array in (self._centred_BD.numpy(), chosen.values_BK, chosen.places_BK, chosen.counts_B):
-            ranks.gather(torch.from_numpy(array), self._own, group)
+        rows = [self._inputs_BD] if self._wanted_BE is self._inputs_BD else [self._inputs_BD, self._wanted_BE]
+        codes = map(torch.from_numpy, (chosen.values_BK, chosen.places_BK, chosen.counts_B))
+        for tensor in (*rows, *codes):
+            ranks.gather(tensor, self._own, group)
 
     def update(self, learning_rate: float, number: int) -> None:
         adamw = self._options.adamw(learning_rate, number)
+        if self._skip:
+            adamw.move(*self._skip, self._error_GBE[0].t() @ self._inputs_BD * self._scale)
         loops.update(
-            self._centred_BD.numpy(),
-            self._error_GBD.numpy(),
-            self._error_RD.sum(0) * np.float32(self._scale),
+            self._inputs_BD.numpy(),
+            self._error_GBE.numpy(),
+            self._error_RE.sum(0) * np.float32(self._scale),
             self._ends_G,
             self._starts_N1,
             self._rows_P,
@@ -199,6 +215,8 @@ class FusedStep:
             *self._dead,
             *(self._moving[name] for name in PARAMETERS),
             AdamW(*map(np.float32, adamw)),
+            self._sae.config.subtracts_pre_bias,
+            self._sae.unit_decoder,
         )
         if self._selection.threshold is not None:
             self._sae.after_step(torch.tensor(self._selection.threshold), number - 1)

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from sae_core.architectures.batch_topk import BatchTopKSAE
 from sae_core.autograd import SUMS
-from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients
+from sae_core.gradients import AuxiliaryGradients, auxiliary_gradients, written_by_hand
 from sae_core.kernels import gpu_update, ranks
 from sae_core.kernels.gpu_batch_top_k import FIRST_ROWS, BatchSelection
 from sae_core.kernels.gpu_decode import errors
@@ -77,7 +76,7 @@ class TritonStep:
             self._selection = BatchSelection(options.rows, k, n, *selecting, self._device)
         else:
             self._selection = RowSelection(options.rows, k, n, rows, self._device)
-        self.figures = SUMS if isinstance(sae, BatchTopKSAE) else 3
+        self.figures = 3 if written_by_hand(sae) else SUMS
         self._ends_G = torch.tensor(sae.prefixes, dtype=torch.int32, device=self._device)
         self._centred_BD = torch.empty(options.rows, d, device=self._device)
         self._error_GBD = torch.empty(len(self._ends_G), options.rows, d, device=self._device)
@@ -200,11 +199,7 @@ class TritonStep:
             (self._halves.W_enc, self._halves.W_dec) if self._halves else None,
         )
         gradient_D = self._error_GBD[0].sum(0) * self._scale - through_QD.sum(0)
-        weight_D, (mean_D, square_D) = self._moving["b_pre"]
-        mean_D.mul_(adamw.beta1).add_(gradient_D, alpha=adamw.rest1)
-        square_D.mul_(adamw.beta2).addcmul_(gradient_D, gradient_D, value=adamw.rest2)
-        root_D = square_D.sqrt().mul_(adamw.root).add_(adamw.epsilon)
-        weight_D.mul_(adamw.keep).addcdiv_(mean_D, root_D, value=-adamw.step_size)
+        adamw.move(*self._moving["b_pre"], gradient_D)
         if self._selection.threshold is not None:
             self._sae.after_step(self._selection.threshold, number - 1)
 

@@ -34,6 +34,14 @@ class AdamW(NamedTuple):
     rest2: Any
     keep: Any  # 1 - lr x weight decay
 
+    def move(self, weight: Tensor, moments: Moments, gradient: Tensor) -> None:
+        """One update of a parameter in plain torch, in place: for the small ones."""
+        mean, square = moments
+        mean.mul_(self.beta1).add_(gradient, alpha=self.rest1)
+        square.mul_(self.beta2).addcmul_(gradient, gradient, value=self.rest2)
+        root = square.sqrt().mul_(self.root).add_(self.epsilon)
+        weight.mul_(self.keep).addcdiv_(mean, root, value=-self.step_size)
+
 
 @dataclass(frozen=True)
 class StepOptions:

@@ -1,6 +1,6 @@
 """Training steps with an autoencoder away from the start, and rows for them: the same for every kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,21 @@ from sae_core.kernels.reference import DenseStep
 
 V = 3.7
 PARAMETERS = ("W_enc", "W_dec", "b_enc", "b_pre")
+HOW: dict[str, Callable[[int], dict[str, Any]]] = {
+    "by row": lambda d: {"selection": "row"},
+    "without pre-bias": lambda d: {"pre_bias": False},
+    "to another width": lambda d: {"d_out": d + 1},
+    "with skip": lambda d: {"skip": True},
+}
 
 
 def made(d: int, n: int, k: int, architecture: str) -> SAE:
-    """An autoencoder; Matryoshka's ("matryoshka", or "matryoshka by row") with three nested dictionaries."""
-    name, _, by_row = architecture.partition(" ")
-    nested: dict[str, Any] = {"prefixes": tuple(sorted({1, n // 3 or 1, n}))} if name == "matryoshka" else {}
-    selection: dict[str, Any] = {"selection": "row"} if by_row else {}
-    return make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=name, **nested, **selection))
+    """An autoencoder; Matryoshka's with three nested dictionaries. Behind its name one of HOW."""
+    name, _, how = architecture.partition(" ")
+    settings = dict(HOW[how](d)) if how else {}
+    if name == "matryoshka":
+        settings["prefixes"] = tuple(sorted({1, n // 3 or 1, n}))
+    return make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=name, **settings))
 
 
 def prepared(
@@ -30,7 +37,8 @@ def prepared(
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        if sae.unit_decoder:
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         sae.b_enc -= 0.5
     sae = sae.to(device, torch.float64 if kind is DenseStep else torch.float32)
     options = {"auxiliary": 0.25, "k_auxiliary": 3, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "weight_decay": 0.1}
@@ -47,10 +55,13 @@ def batch(rows: int, d: int, number: int, device: str = "cpu") -> torch.Tensor:
 
 
 def found_by(step: Any, x_BD: torch.Tensor, dead: Sequence[int]) -> Found:
-    """The step's gradients with these latents dead."""
+    """The step's gradients with these latents dead; a transcoder's target is made of its rows."""
     dead_N = torch.zeros(len(step._sae.b_enc), dtype=torch.bool, device=x_BD.device)
     dead_N[list(dead)] = True
-    return step.gradients(x_BD, x_BD, dead_N, 0.0)
+    config, target_BD = step._sae.config, x_BD
+    if config.architecture == "transcoder":
+        target_BD = torch.cat([x_BD.roll(1, 1) ** 2, x_BD], dim=1)[:, : config.width_out]
+    return step.gradients(x_BD, target_BD, dead_N, 0.0)
 
 
 def some_latents(n: int, count: int | str) -> list[int]:
