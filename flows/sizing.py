@@ -27,7 +27,7 @@ MATMUL_SHARE, BANDWIDTH_SHARE = 0.75, 0.7  # of the peaks in a training step: me
 WEIGHT_TRAFFIC = 42  # bytes per weight and step: the weight, its two moments and its gradient, read and written
 GATHER_TRAFFIC = 6  # bytes per element of a decoder row: decoding, and the gradients of both matrices, in bf16
 TILE_TRAFFIC = 40  # bytes per element of a dense (tokens, latents) tile, by plain autograd in fp32
-SPARSE = ("topk", "batch_topk", "matryoshka")  # have the step of sae_core/kernels/gpu.py
+SPARSE = ("topk", "batch_topk", "matryoshka", "transcoder")  # have the step of sae_core/kernels/gpu.py
 PREFIXES = 5  # of matryoshka, where none are given
 DENSE_MATMULS = 6  # encoder and decoder, each forward and twice backward
 ENCODE_SHARE = 0.5  # of one GPU's fp32 peak where examples encodes all tokens again
@@ -127,7 +127,8 @@ def train_bytes(config: PipelineConfig, d: int, on: Hardware) -> float:
     """Bytes that a training holds on each GPU: 5.96 GiB at d=3,072 n=65,536 k=64 B=8,192 in bf16, as measured.
 
     Weights and two moments, and rows with their errors. Where k is given every rank decodes all rows of the batch, with
-    copies of weights and rows in bf16 where that is the precision; Matryoshka has errors of each nested dictionary.
+    copies of weights and rows in bf16 where that is the precision; Matryoshka has errors of each nested dictionary, a
+    transcoder rows of its target.
     Others: a gradient, and four dense tiles of a micro-batch.
     """
     train = config.train
@@ -135,7 +136,8 @@ def train_bytes(config: PipelineConfig, d: int, on: Hardware) -> float:
     if (train.architecture or "topk") in SPARSE:
         half = 2 if train.precision == "bf16" else 0
         nested = len(train.prefixes or range(PREFIXES)) if train.architecture == "matryoshka" else 1
-        return weights * (12 + half) + rows * d * (16 + 2 * half + (nested - 1) * (4 + half))
+        targets = 8 if train.transcodes else 0
+        return weights * (12 + half) + rows * d * (16 + targets + 2 * half + (nested - 1) * (4 + half))
     share = rows // _ranks(config, on)
     tile = min(config.runtime.train_micro_batch or share, share)
     return weights * 16 + share * d * 16 + 4 * 4 * tile * train.n_latents

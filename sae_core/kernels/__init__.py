@@ -44,7 +44,7 @@ def step_for(
             if ranks.agreed(cpu.available(), device, group):
                 return cpu.FusedStep(sae, moments, options, group)
         triton = find_spec("triton") is not None
-        if device.type == "cuda" and ranks.agreed(triton, device, group):
+        if device.type == "cuda" and sae.W_enc.shape == sae.W_dec.shape and ranks.agreed(triton, device, group):
             from sae_core.kernels import gpu
 
             if gpu.sparse_wins(len(sae.W_enc), sae.config.k, options.rows, dist.get_world_size(group) if group else 1):

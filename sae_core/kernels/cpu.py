@@ -79,8 +79,8 @@ class FusedStep:
         # What the encoder reads, and what is to be reconstructed less b_pre: one thing where the first lacks b_pre too.
         self._inputs_BD = torch.empty(rows, d)
         self._wanted_BE = self._inputs_BD if sae.config.subtracts_pre_bias else torch.empty(rows, d_out)
-        skips = "W_skip" in moments  # a transcoder's linear path, whose gradient alone is dense
-        self._skip = (sae.get_parameter("W_skip").detach(), moments["W_skip"]) if skips else None
+        with_skip = "W_skip" in moments  # a transcoder's linear path, whose gradient alone is dense
+        self._skip = (sae.get_parameter("W_skip").detach(), moments["W_skip"]) if with_skip else None
         tile = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // n))
         if rounds is None:
             rounds = cpu_rounded.worth_it(n, d, k)

@@ -50,8 +50,8 @@ def sparse_wins(n: int, k: int, rows: int, world: int) -> bool:
 
 
 class TritonStep:
-    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step` of TopK, BatchTopK and
-    Matryoshka."""
+    """Gradients as sparse codes and errors, applied in one pass over the latents. A `Step` of TopK, BatchTopK,
+    Matryoshka, and transcoders from a width to the same."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class TritonStep:
         self._own = ranks.share(options.rows, self._group)
         self._moving = {name: (parameter.detach(), moments[name]) for name, parameter in sae.named_parameters()}
         self._device, (n, d), k = sae.W_enc.device, sae.W_enc.shape, sae.config.k
+        self._skip = self._moving.get("W_skip")  # a transcoder's linear path, whose gradient alone is dense
         width = min(n, TILE_LATENTS)
         rows = min(self._own.stop - self._own.start, max(1, TILE_ELEMENTS // width))
         self._pre_BT = torch.empty(rows, width, device=self._device)
@@ -78,7 +79,9 @@ class TritonStep:
             self._selection = RowSelection(options.rows, k, n, rows, self._device)
         self.figures = 3 if written_by_hand(sae) else SUMS
         self._ends_G = torch.tensor(sae.prefixes, dtype=torch.int32, device=self._device)
-        self._centred_BD = torch.empty(options.rows, d, device=self._device)
+        # What the encoder reads, and what is to be reconstructed less b_pre: see cpu.py.
+        self._inputs_BD = torch.empty(options.rows, d, device=self._device)
+        self._wanted_BD = self._inputs_BD if sae.config.subtracts_pre_bias else torch.empty_like(self._inputs_BD)
         self._error_GBD = torch.empty(len(self._ends_G), options.rows, d, device=self._device)
         self._halves = _Halves(sae, self._error_GBD.shape) if options.precision == "bf16" else None
         self._dead_latents = _DeadLatents(self._device)
@@ -87,10 +90,14 @@ class TritonStep:
 
     @torch.no_grad()
     def gradients(self, x_BD: Tensor, target_BD: Tensor, dead_N: Tensor, sparsity: float) -> Found:
-        """The target is `x_BD` itself, and there is no sparsity penalty: these architectures have neither."""
+        """There is no sparsity penalty: these architectures have none. Of all but a transcoder the target is `x_BD`."""
         sae, options, chosen = self._sae, self._options, self._selection
         dead_M = self._dead_latents.of(dead_N) if options.auxiliary > 0 else None
-        torch.sub(x_BD, sae.b_pre, out=self._centred_BD[self._own])
+        wanted_BD = torch.sub(target_BD, sae.b_pre, out=self._wanted_BD[self._own])
+        if self._skip:
+            wanted_BD -= self._skipped(x_BD)
+        if not sae.config.subtracts_pre_bias:
+            self._inputs_BD[self._own] = x_BD
         _, W_dec, _, error_GBD = self._factors()
         holds = False
         while not holds:
@@ -99,11 +106,15 @@ class TritonStep:
                 self._exchange(self._group)
             codes = chosen.values_BK, chosen.latents_BK
             sums_B3 = errors(
-                self._centred_BD, sae.b_pre, W_dec, self._ends_G, *codes, chosen.counts_B, self._error_GBD, error_GBD
+                self._wanted_BD, sae.b_pre, W_dec, self._ends_G, *codes, chosen.counts_B, self._error_GBD, error_GBD
             )
             self._pairs = pairs = Pairs.of(*codes, len(sae.b_enc))
             holds = chosen.holds()
         squared_error, squared_norm, squared_errors = sums_B3.sum(0, dtype=torch.float64)
+        if self._skip:
+            squared_norm = (self._wanted_BD + sae.b_pre + self._skipped(self._inputs_BD)).square().sum().double()
+        if target_BD is not x_BD:
+            squared_norm += self._inputs_BD.square().sum()
         auxiliary_error = torch.zeros_like(squared_error)
         self._dead = self._no_gradients(0)
         if dead_M is not None and len(dead_M):
@@ -114,30 +125,37 @@ class TritonStep:
             sums += [squared_errors / options.variance + options.auxiliary * sums[1], torch.zeros_like(squared_norm)]
         return Found(torch.stack(sums), pairs.starts_N1.diff().long())
 
+    def _skipped(self, x_BD: Tensor) -> Tensor:
+        """What a transcoder's linear path makes of rows."""
+        assert self._skip is not None, "this autoencoder has one"
+        with _tf32(self._options.precision != "fp32"):
+            return x_BD @ self._skip[0].t()
+
     def _exchange(self, group: "dist.ProcessGroup") -> None:
         """Every rank's rows and codes on every rank."""
         chosen, halves = self._selection, self._halves
-        shared = [self._centred_BD, chosen.values_BK, chosen.latents_BK]
+        shared = [self._inputs_BD, chosen.values_BK, chosen.latents_BK]
+        shared += [] if self._wanted_BD is self._inputs_BD else [self._wanted_BD]
         shared += [] if chosen.counts_B is None else [chosen.counts_B]
-        for tensor in [*shared, halves.centred_BD] if halves else shared:
+        for tensor in [*shared, halves.inputs_BD] if halves else shared:
             ranks.gather(tensor, self._own, group)
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """W_enc, W_dec, centred rows and suffix errors as products take them."""
+        """W_enc, W_dec, rows as the encoder reads them and suffix errors, as products take them."""
         if self._halves:
-            return self._halves.W_enc, self._halves.W_dec, self._halves.centred_BD, self._halves.error_GBD
-        return self._sae.W_enc, self._sae.W_dec, self._centred_BD, self._error_GBD
+            return self._halves.W_enc, self._halves.W_dec, self._halves.inputs_BD, self._halves.error_GBD
+        return self._sae.W_enc, self._sae.W_dec, self._inputs_BD, self._error_GBD
 
     def _encode(self) -> None:
         """The codes of this rank's rows."""
         if self._halves:
             self._halves.renew(self._sae)
-            self._halves.centred_BD[self._own] = self._centred_BD[self._own]
-        W_enc, _, centred_BD, _ = self._factors()
+            self._halves.inputs_BD[self._own] = self._inputs_BD[self._own]
+        W_enc, _, inputs_BD, _ = self._factors()
         b_enc, (at_once, width), n = self._sae.b_enc.detach(), self._pre_BT.shape, len(W_enc)
         chosen, own = self._selection, self._own
         if isinstance(chosen, BatchSelection) and not chosen.has_guess:
-            rows_BD = centred_BD[own][: max(1, min(FIRST_ROWS, TILE_ELEMENTS // n))]
+            rows_BD = inputs_BD[own][: max(1, min(FIRST_ROWS, TILE_ELEMENTS // n))]
             pre_BN = torch.empty(len(rows_BD), n, device=self._device)
             product(rows_BD, W_enc, pre_BN, self._options.precision)
             chosen.guess(pre_BN + b_enc)
@@ -146,7 +164,7 @@ class TritonStep:
             for first in range(0, n, width):
                 tile = slice(first, min(first + width, n))
                 pre_BT = self._pre_BT[: part.stop - start, : tile.stop - first]
-                product(centred_BD[part], W_enc[tile], pre_BT, self._options.precision)
+                product(inputs_BD[part], W_enc[tile], pre_BT, self._options.precision)
                 chosen.take(pre_BT, b_enc[tile], first, part)
         chosen.finish()
 
@@ -157,12 +175,12 @@ class TritonStep:
         dead, squared_error = self._no_gradients(len(dead_M)), torch.zeros((), device=self._device)
         total = AuxiliaryGradients(dead.W_enc_MD, dead.W_dec_MD, dead.b_enc_M, squared_error)
         tile = max(1, TILE_ELEMENTS // len(dead_M))
-        own = (tensor[self._own].split(tile) for tensor in (self._centred_BD, self._error_GBD[-1]))
-        for centred_BD, last_BD in zip(*own, strict=True):
+        own = (tensor[self._own].split(tile) for tensor in (self._inputs_BD, self._error_GBD[-1]))
+        for inputs_BD, last_BD in zip(*own, strict=True):
             error_BD = last_BD * len(self._ends_G)  # of all latents
-            pre_BM = torch.addmm(b_enc_M, centred_BD, W_enc_MD.t()).masked_fill_(lives_M, -torch.inf)
+            pre_BM = torch.addmm(b_enc_M, inputs_BD, W_enc_MD.t()).masked_fill_(lives_M, -torch.inf)
             scale = self._scale * options.auxiliary
-            found = auxiliary_gradients(sae, pre_BM, centred_BD, error_BD, dead_M, options.k_auxiliary, scale)
+            found = auxiliary_gradients(sae, pre_BM, inputs_BD, error_BD, dead_M, options.k_auxiliary, scale)
             for tensor, part in zip(total, found, strict=True):
                 tensor += part
         if self._group:
@@ -184,9 +202,9 @@ class TritonStep:
             raise RuntimeError("There is no gradient to update with: call gradients() first.")
         pairs, self._pairs = self._pairs, None
         adamw = self._options.adamw(learning_rate, number)
-        _, _, centred_BD, error_GBD = self._factors()
+        _, _, inputs_BD, error_GBD = self._factors()
         through_QD = gpu_update.update(
-            centred_BD,
+            inputs_BD,
             error_GBD,
             self._scale,
             self._ends_G,
@@ -197,8 +215,15 @@ class TritonStep:
             self._moving["b_enc"],
             adamw,
             (self._halves.W_enc, self._halves.W_dec) if self._halves else None,
+            self._sae.unit_decoder,
         )
-        gradient_D = self._error_GBD[0].sum(0) * self._scale - through_QD.sum(0)
+        gradient_D = self._error_GBD[0].sum(0) * self._scale
+        if self._sae.config.subtracts_pre_bias:
+            gradient_D -= through_QD.sum(0)
+        if self._skip:
+            with _tf32(self._options.precision != "fp32"):
+                gradient_DD = self._error_GBD[0].t() @ self._inputs_BD
+            adamw.move(*self._skip, gradient_DD * self._scale)
         adamw.move(*self._moving["b_pre"], gradient_D)
         if self._selection.threshold is not None:
             self._sae.after_step(self._selection.threshold, number - 1)
@@ -210,7 +235,7 @@ class _Halves:
     def __init__(self, sae: SAE, errors: torch.Size) -> None:
         self.W_enc, self.W_dec = sae.W_enc.detach().bfloat16(), sae.W_dec.detach().bfloat16()
         self.error_GBD = torch.empty(errors, dtype=torch.bfloat16, device=sae.W_enc.device)
-        self.centred_BD = torch.empty_like(self.error_GBD[0])
+        self.inputs_BD = torch.empty_like(self.error_GBD[0])
         self._seen = (-1, -1)
 
     def renew(self, sae: SAE) -> None:

@@ -16,7 +16,7 @@ DIRECTIONS = 4  # decoder rows that a program asks for at once
 
 
 def errors(
-    centred_BD: Tensor,
+    wanted_BD: Tensor,
     b_pre_D: Tensor,
     W_dec: Tensor,
     ends_G: Tensor,
@@ -27,15 +27,15 @@ def errors(
     copy_GBD: Tensor,
 ) -> Tensor:
     """Decodes into suffix errors, and `copy_GBD` in another dtype or the same; returns (B, 3): squared norms in each
-    row, of the error of all latents and of x, and the mean of those of the nested dictionaries' errors.
+    row, of the error of all latents and of wanted + b_pre, and the mean of those of the nested dictionaries' errors.
 
     `W_dec` has any float dtype; `ends_G` (int32): sizes of the dictionaries; `counts_B` (int32): places of each row
     that are taken. Latents ascend within a row.
     """
-    (rows, d), k = centred_BD.shape, values_BK.shape[1]
-    sums_B3 = torch.empty(rows, 3, device=centred_BD.device)
+    (rows, d), k = wanted_BD.shape, values_BK.shape[1]
+    sums_B3 = torch.empty(rows, 3, device=wanted_BD.device)
     _errors[(rows,)](
-        centred_BD, b_pre_D, W_dec, ends_G, values_BK, latents_BK, latents_BK if counts_B is None else counts_B,
+        wanted_BD, b_pre_D, W_dec, ends_G, values_BK, latents_BK, latents_BK if counts_B is None else counts_B,
         len(W_dec), error_GBD, copy_GBD, sums_B3, d, k, rows * d, G=len(ends_G), COUNTED=counts_B is not None,
         COPY=copy_GBD.data_ptr() != error_GBD.data_ptr(), **row_blocks(d, DIRECTIONS),
     )  # fmt: skip
@@ -44,7 +44,7 @@ def errors(
 
 @triton.jit
 def _errors(
-    centred,
+    wanted,
     b_pre,
     W_dec,
     ends,
@@ -68,8 +68,8 @@ def _errors(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     inside = column < d
-    centred_D = tl.load(centred + row * d + column, inside, 0.0)
-    x_D = centred_D + tl.load(b_pre + column, inside, 0.0)
+    wanted_D = tl.load(wanted + row * d + column, inside, 0.0)
+    x_D = wanted_D + tl.load(b_pre + column, inside, 0.0)
     values += row * k
     latents += row * k
     at_D = row * d + column
@@ -93,7 +93,7 @@ def _errors(
             rows_PD = W_dec + latent.to(tl.int64)[:, None] * d + column[None, :]
             table_PD = tl.load(rows_PD, (latent < n)[:, None] & inside[None, :], 0.0).to(tl.float32)
             decoded_D += tl.sum(table_PD * value[:, None], 0)
-        error_D = decoded_D - centred_D
+        error_D = decoded_D - wanted_D
         tl.store(error + at_D, error_D, inside)
         squared_error = tl.sum(error_D * error_D, 0)
         squared_errors += squared_error
@@ -111,7 +111,7 @@ def _errors(
             if COPY:
                 tl.store(copy + at_D, later_D, inside)
     elif COPY:
-        tl.store(copy - whole + at_D, decoded_D - centred_D, inside)
+        tl.store(copy - whole + at_D, decoded_D - wanted_D, inside)
     tl.store(sums + row * 3, squared_error)
     tl.store(sums + row * 3 + 1, tl.sum(x_D * x_D, 0))
     tl.store(sums + row * 3 + 2, squared_errors / G)

@@ -56,7 +56,7 @@ class DeadGradients(NamedTuple):
 
 
 def update(
-    centred_BD: Tensor,
+    inputs_BD: Tensor,
     error_GBD: Tensor,
     scale: float,
     ends_G: Tensor,
@@ -67,18 +67,20 @@ def update(
     b_enc: tuple[Tensor, Moments],
     adamw: AdamW,
     copies: tuple[Tensor, Tensor] | None = None,
+    unit: bool = True,
 ) -> Tensor:
-    """One pass over the latents: both gradients of a latent, AdamW, and the direction back to norm 1.
+    """One pass over the latents: both gradients of a latent, AdamW, and with `unit` the direction back to norm 1.
 
-    Rows and suffix errors have any float dtype; `copies` of W_enc and W_dec in another one are made on the way.
+    `inputs_BD` is what the encoder read. It and suffix errors have any float dtype; `copies` of W_enc and W_dec in
+    another one are made on the way.
     Gradients of the squared error are taken times `scale`. Returns (Q, D), what b_pre gets through the encoder: the
     gradient of b_enc times W_enc as it was, summed over the latents of each program.
     """
     n, d = W_enc[0].shape
-    device = centred_BD.device
+    device = inputs_BD.device
     stretches = len(pairs.latent_S)
     sums_S2D, bias_S = torch.empty(stretches, 2, d, device=device), torch.empty(stretches, device=device)
-    table = (centred_BD, error_GBD, ends_G, centred_BD.numel(), pairs.rows_P, pairs.values_P, scale)
+    table = (inputs_BD, error_GBD, ends_G, inputs_BD.numel(), pairs.rows_P, pairs.values_P, scale)
     nested = {"G": len(ends_G), "BLOCK_G": triton.next_power_of_2(len(ends_G))}
     if stretches:
         _stretches[(stretches,)](
@@ -90,7 +92,7 @@ def update(
     _update[(len(through_QD),)](
         *table, pairs.starts_N1, pairs.stretches_N1, sums_S2D, bias_S, *dead,
         W_enc[0], *W_enc[1], W_dec[0], *W_dec[1], b_enc[0], *b_enc[1], *(copies or (W_enc[0], W_dec[0])), through_QD,
-        adamw, n, d, size, LONG, COPY=copies is not None, **nested, **row_blocks(d, PAIRS),
+        adamw, n, d, size, LONG, COPY=copies is not None, UNIT=unit, **nested, **row_blocks(d, PAIRS),
     )  # fmt: skip
     return through_QD
 
@@ -113,7 +115,7 @@ def _of_dictionary(error, ends, whole, latent, G: tl.constexpr, BLOCK_G: tl.cons
 
 @triton.jit
 def _gather(
-    centred,
+    inputs,
     error,
     rows,
     values,
@@ -138,17 +140,17 @@ def _gather(
         value = tl.load(values + pair, there, 0.0) * scale
         places_PD, wanted_PD = row[:, None] * d + column[None, :], there[:, None] & (column < d)[None, :]
         error_PD = tl.load(error + places_PD, wanted_PD, 0.0).to(tl.float32)
-        centred_PD = tl.load(centred + places_PD, wanted_PD, 0.0).to(tl.float32)
+        inputs_PD = tl.load(inputs + places_PD, wanted_PD, 0.0).to(tl.float32)
         d_value = tl.sum(error_PD * direction_D[None, :], 1) * scale
         dec_D += tl.sum(error_PD * value[:, None], 0)
-        enc_D += tl.sum(centred_PD * d_value[:, None], 0)
+        enc_D += tl.sum(inputs_PD * d_value[:, None], 0)
         bias += tl.sum(d_value, 0)
     return enc_D, dec_D, bias
 
 
 @triton.jit
 def _stretches(
-    centred,
+    inputs,
     error,
     ends,
     whole,
@@ -179,7 +181,7 @@ def _stretches(
         direction_D = tl.load(W_dec + latent * d + column, inside, 0.0)
         own = _of_dictionary(error, ends, whole, latent, G, BLOCK_G)
         enc_D, dec_D, bias = _gather(
-            centred, own, rows, values, scale, begin, begin + LONG, direction_D, d, BLOCK_D, PAIRS
+            inputs, own, rows, values, scale, begin, begin + LONG, direction_D, d, BLOCK_D, PAIRS
         )
         tl.store(sums + number * 2 * d + column, enc_D, inside)
         tl.store(sums + (number * 2 + 1) * d + column, dec_D, inside)
@@ -199,7 +201,7 @@ def _adamw(weight, exp_avg, exp_avg_sq, at, inside, old, gradient, adamw):
 
 @triton.jit
 def _update(
-    centred,
+    inputs,
     error,
     ends,
     whole,
@@ -232,6 +234,7 @@ def _update(
     size,
     LONG: tl.constexpr,
     COPY: tl.constexpr,
+    UNIT: tl.constexpr,
     G: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -248,7 +251,7 @@ def _update(
         stretch, last = tl.load(stretches + latent), tl.load(stretches + latent + 1)
         begin, end = tl.load(starts + latent) + (last - stretch) * LONG, tl.load(starts + latent + 1)
         own = _of_dictionary(error, ends, whole, latent, G, BLOCK_G)
-        enc_D, dec_D, bias = _gather(centred, own, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS)
+        enc_D, dec_D, bias = _gather(inputs, own, rows, values, scale, begin, end, dec_old_D, d, BLOCK_D, PAIRS)
         for number in range(stretch, last):
             sums_D = sums + number * 2 * d + column
             enc_D += tl.load(sums_D, inside, 0.0)
@@ -263,9 +266,11 @@ def _update(
 
         enc_D = _adamw(W_enc, W_enc_avg, W_enc_sq, at_D, inside, enc_old_D, enc_D, adamw)
         tl.store(W_enc + at_D, enc_D, inside)
-        dec_D -= tl.sum(dec_D * dec_old_D, 0) * dec_old_D
+        if UNIT:
+            dec_D -= tl.sum(dec_D * dec_old_D, 0) * dec_old_D
         dec_D = _adamw(W_dec, W_dec_avg, W_dec_sq, at_D, inside, dec_old_D, dec_D, adamw)
-        dec_D /= tl.sqrt(tl.sum(dec_D * dec_D, 0))
+        if UNIT:
+            dec_D /= tl.sqrt(tl.sum(dec_D * dec_D, 0))
         tl.store(W_dec + at_D, dec_D, inside)
         if COPY:
             tl.store(W_enc_copy + at_D, enc_D, inside)

@@ -26,7 +26,7 @@ CONCERNED: dict[str, tuple[str, ...]] = {
     "decoder_norm": ("relu",),
     "multi_topk": ("topk", "transcoder"),
     "skip": ("transcoder",),
-    "precision": ("topk", "batch_topk", "matryoshka"),
+    "precision": ("topk", "batch_topk", "matryoshka", "transcoder"),
     "select_per_rank": ("batch_topk", "matryoshka"),
     "sparsity": ("relu", "jumprelu", "gated"),
     "sparsity_warmup": ("relu", "jumprelu", "gated"),

@@ -88,7 +88,6 @@ def test_a_transcoder_runs_to_its_report(tmp_path: Path) -> None:
     values = small("llama-3.2-3b-sentences", tmp_path)
     values["capture"]["sites"] = ["mlp_in.1", "mlp_out.1"]
     values["train"] |= {"architecture": "transcoder", "normalization": "scale", "skip": True}
-    del values["train"]["precision"]
     stages = run_through("report", values, tmp_path).stages
     named = {"site": "mlp_in.1", "target": "mlp_out.1"}
     assert all(stages[name][0]["summary"].items() >= named.items() for name in ("preprocess", "train"))

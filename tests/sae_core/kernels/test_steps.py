@@ -17,7 +17,8 @@ WAYS = [functools.partial(FusedStep, rounds=rounds) for rounds in (False, True)]
 COMPILED = pytest.mark.parametrize("kind", WAYS, ids=["fp32", "rounded"])
 TRANSCODERS = ["transcoder", "transcoder to another width", "transcoder with skip"]
 BY_AUTOGRAD = [  # in the reference
-    "batch_topk", "matryoshka", "matryoshka by row", "topk without pre-bias", "batch_topk without pre-bias", *TRANSCODERS,
+    "batch_topk", "matryoshka", "matryoshka by row", "topk without pre-bias", "batch_topk without pre-bias",
+    *TRANSCODERS,
 ]  # fmt: skip
 SHAPES = [(17, 96, 5, 40), (64, 200, 16, 33), (3, 8, 8, 5), (1, 5, 2, 1)]  # d, n, k, rows
 
