@@ -5,7 +5,7 @@ is compiled takes some seconds at the first step on a machine and half a second 
 
 Ranks share the encoder's matmul, the one large cost, then tell each other their rows and sparse codes, B (D + 2K + 1)
 numbers where dense gradients are 2ND, and each makes the whole update: their weights are equal by construction. Where
-the pre-bias is not subtracted from what is encoded, a transcoder's case, they tell the rows to be reconstructed as well.
+the pre-bias is not subtracted from what is encoded, as with transcoders, they tell the rows to be reconstructed too.
 """
 
 import functools

@@ -37,7 +37,7 @@ SHAPES = {
     "70b": Shape(8192, 8192, 65536, 64),
     "wide": Shape(8192, 3072, 2**18, 32),
 }
-ARCHITECTURES = ("topk", "batch_topk", "matryoshka")
+ARCHITECTURES = ("topk", "batch_topk", "matryoshka", "transcoder")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 REPEATS = 8
 AT_ONCE = 4  # calls that are timed together
@@ -102,15 +102,17 @@ def floor_and_step(shape: Shape, kind: type, precision: Precision, architecture:
     step, dead_N = prepared(shape, kind, precision, architecture), torch.zeros(n, dtype=torch.bool, device="cuda")
     numbers = iter(range(1, 1_000_000))
 
+    target_BD = x_BD.roll(1, 1) if architecture == "transcoder" else x_BD
+
     def whole() -> None:
-        step.gradients(x_BD, x_BD, dead_N, 0.0)
+        step.gradients(x_BD, target_BD, dead_N, 0.0)
         step.update(1e-4, next(numbers))
 
     whole()
     peak = torch.cuda.max_memory_allocated() / GIB
     matmul = encoder(x_BD, n, precision)
     times = in_turn({"step": whole, "matmul": matmul} | (parts(step) if kind is not DenseStep else {}))
-    tables = len(step._sae.prefixes)  # of errors
+    tables = len(step._sae.prefixes) + (target_BD is not x_BD)  # of errors, and of rows beside those encoded
     halves = (4 * n + 2 * (1 + tables) * rows) * d if precision == "bf16" else 0  # copies of weights, rows and errors
     value, below = times.pop("step"), times.pop("matmul")
     return {
@@ -160,13 +162,14 @@ def parts(step: Any) -> dict[str, Callable[[], Any]]:
     codes = chosen.values_BK, chosen.latents_BK
     pairs = gpu_update.Pairs.of(*codes, len(sae.b_enc))
     moving = (step._moving[name] for name in ("W_enc", "W_dec", "b_enc"))
-    _, W_dec, centred_BD, error_GBD = step._factors()
-    table = (centred_BD, error_GBD, step._scale, step._ends_G, pairs, step._no_gradients(0), *moving)
-    still = step._options.adamw(0.0, 1), (step._halves.W_enc, step._halves.W_dec) if step._halves else None
+    _, W_dec, inputs_BD, error_GBD = step._factors()
+    table = (inputs_BD, error_GBD, step._scale, step._ends_G, pairs, step._no_gradients(0), *moving)
+    copies = (step._halves.W_enc, step._halves.W_dec) if step._halves else None
+    still = step._options.adamw(0.0, 1), copies, sae.unit_decoder
     return {
         "encode": step._encode,
         "errors": lambda: gpu_decode.errors(
-            step._centred_BD, sae.b_pre, W_dec, step._ends_G, *codes, chosen.counts_B, step._error_GBD, error_GBD
+            step._wanted_BD, sae.b_pre, W_dec, step._ends_G, *codes, chosen.counts_B, step._error_GBD, error_GBD
         ),
         "sort": lambda: gpu_update.Pairs.of(*codes, len(sae.b_enc)),
         "update": lambda: gpu_update.update(*table, *still),

@@ -17,6 +17,7 @@ SHAPES = {  # name: rows, d, n, k
     "train_step_cpu_d64_n1024_k16": (1024, 64, 1024, 16),
     "train_step_cpu_batch_topk_d512_n8192_k32": (2048, 512, 8192, 32),
     "train_step_cpu_matryoshka_d512_n8192_k32": (2048, 512, 8192, 32),
+    "train_step_cpu_transcoder_d512_n8192_k32": (2048, 512, 8192, 32),
 }
 SECONDS = 20.0  # for each shape
 FEWEST = 5
@@ -41,7 +42,7 @@ def step_row(name: str, step: Callable[[torch.Tensor], Any], rows: int, d: int, 
 
 def architecture_of(name: str) -> Architecture:
     """What a row's name says, or topk."""
-    named: tuple[Architecture, ...] = ("batch_topk", "matryoshka")
+    named: tuple[Architecture, ...] = ("batch_topk", "matryoshka", "transcoder")
     return next((architecture for architecture in named if architecture in name), "topk")
 
 
@@ -86,4 +87,8 @@ def stepper(
     """A whole step of a training of this shape."""
     sae = make_sae(SAEConfig(d_in=d, n_latents=n, k=k, architecture=architecture))
     config = TrainerConfig(batch_size=rows, steps=1_000_000, lr=1e-4, dead_after_rows=10_000_000)
-    return Trainer(sae, config, variance=float(d)).step
+    trainer = Trainer(sae, config, variance=float(d))
+    if architecture != "transcoder":
+        return trainer.step
+    target_BD = batch(rows, d).roll(1, 1)
+    return lambda x_BD: trainer.step(x_BD, target_BD)
