@@ -95,7 +95,7 @@ class PipelineConfig(BaseModel):
         return self.preprocess.target
 
     @property
-    def sites(self) -> str:
+    def site_names(self) -> str:
         """What is read, and what a transcoder reconstructs from it, in words."""
         return f"{self.site} -> {self.target}" if self.target else self.site
 
@@ -128,7 +128,7 @@ class PipelineConfig(BaseModel):
     def title(self) -> str:
         """Model, site and size in a few words: names runs in the UI."""
         model = Path(self.model.path).name if self.model.path else "demo-model"
-        return f"{self.name} {model} {self.sites} {self.train.size()}"
+        return f"{self.name} {model} {self.site_names} {self.train.size()}"
 
     def resolved(self, settings: Settings) -> "PipelineConfig":
         """Fills in what depends on other stages or on the environment, so that keys say what really happens."""

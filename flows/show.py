@@ -176,7 +176,7 @@ def show_presets(console: Console) -> None:
     for name in preset_names():
         config = load_preset(name)
         hardware = config.runtime.hardware or "this machine"
-        table.add_row(name, config.model.path or "its own", config.sites, config.train.size(), hardware)
+        table.add_row(name, config.model.path or "its own", config.site_names, config.train.size(), hardware)
     console.print(table)
 
 

@@ -195,16 +195,18 @@ def test_strongest_rows_come_first_one_entry_each(run, built):
         assert [(-e["activation"], e["row_id"]) for e in top] == best
 
 
-def test_a_site_behind_a_norm_promotes_nothing(run, tmp_path):
+@pytest.mark.parametrize("target", [None, "mlp_out.0"])
+def test_a_site_behind_a_norm_promotes_nothing_but_a_transcoders_target_may(run, tmp_path, target):
     store, _, _, rows, x, inputs = run
     files = {path: inputs["sae"].path(path).read_bytes() for path in inputs["sae"].names()}
     config = json.loads(files["cfg.json"])
-    config["metadata"]["site"] = "mlp_in.0"
+    config["metadata"] |= {"site": "mlp_in.0"} | ({"target": target} if target else {})
     sae = given(store, "train", files | {"cfg.json": json.dumps(config).encode()})
     shards = archives(store, tmp_path, rows, x, (0, 80), site="mlp_in.0")
     artifact = EXAMPLES.build(store, SPEC, archives=shards, **{**inputs, "sae": sae}).artifact
     for row in table(artifact, "features.parquet"):
-        assert row["promoted"] == row["suppressed"] == row["promoted_effects"] == row["suppressed_effects"] == []
+        effects = [row[name] for name in ("promoted", "suppressed", "promoted_effects", "suppressed_effects")]
+        assert all(len(found) > 0 for found in effects) if target else effects == [[], [], [], []]
         assert len(row["neighbours"]) == 3
 
 
