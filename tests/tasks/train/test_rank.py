@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_core import Rows, TopKSAE, geometric_median
+from sae_core import Rows, TopKSAE, geometric_median, make_sae
+from sae_core.rows import input_and_target
 from tasks.artifacts import Artifact, Store
 from tasks.train import TrainSpec
 from tasks.train.rank import start
@@ -33,6 +34,23 @@ def test_mean_and_variance_are_those_of_the_activations_as_the_loss_sees_them(ro
     seen_BD = sae.normalise(x_BD)[0].double()
     torch.testing.assert_close(sae.b_pre.double(), seen_BD.mean(0), rtol=1e-4, atol=1e-5)
     assert variance == pytest.approx(float(seen_BD.var(0, correction=0).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("centre", ["mean", "geometric_median"])
+@pytest.mark.parametrize("normalization", ["none", "scale"])
+def test_a_transcoder_starts_from_its_target_as_the_loss_sees_it(rows: Artifact, normalization, centre) -> None:
+    paired = activations(Store(rows.store_url), d=D, target=True)
+    spec = TrainSpec(n_latents=32, k=4, normalization=normalization, architecture="transcoder", pre_bias_from=centre)
+    sae = make_sae(spec.sae_config(D))
+    variance = start(sae, Rows(training_files(paired)), paired, centre)
+    joined_BD = torch.cat([load_file(path)["activations"] for path in training_files(paired)]).float()
+    x_BD, target_BD = sae.training_pair(*input_and_target(joined_BD, D))
+    expected = target_BD.double().mean(0) if centre == "mean" else geometric_median(target_BD)
+    torch.testing.assert_close(sae.b_pre.double(), expected, rtol=1e-4, atol=1e-5)
+    assert variance == pytest.approx(float(target_BD.double().var(0, correction=0).sum()), rel=1e-4)
+    if normalization == "scale":
+        for part_BD in (x_BD, target_BD):
+            assert float(part_BD.norm(dim=1).mean()) == pytest.approx(D**0.5, rel=1e-4)
 
 
 def test_scaled_activations_have_the_norm_of_unit_variance(rows: Artifact) -> None:
