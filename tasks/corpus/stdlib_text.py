@@ -12,12 +12,14 @@ before (licences, "New in version ...") is dropped.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import os
 import platform
 import re
 import sysconfig
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,26 +44,35 @@ _MARKUP = re.compile(r"(``|`|\*\*)(\S(?:[^`*\n]*?\S)?)\1")  # ``x``, `x`, **x** 
 _EMPHASIS = re.compile(r"(?<![\w*])\*(\w[\w .-]*)\*(?![\w*])")  # *x* -> x
 _CODE = re.compile(r"[-=*~^#]{4}|>>>|::=| = | # |\^\^|^(?:except|class|import|return|def|if|for)\b.*[:\]]$")
 _WORD = re.compile(r"[A-Za-z][a-z']+")
+# CPython 3.11 counts the depth of `ast.parse` for all threads together: when the garbage collector lets another one in,
+# both end with "SystemError: AST constructor recursion depth mismatch". Stages of one process run in threads.
+_PARSING = threading.Lock()
 _PLAIN_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "\xa0": " ", "\t": " "})
 
 
 def stdlib_documents() -> list[str]:
-    """The cleaned documents, paragraphs joined by an empty line.
+    """The cleaned documents, paragraphs joined by an empty line; made once in a process.
 
     Raises InputError when this Python carries no sources of its standard library.
     """
+    with _PARSING:
+        return list(_documents(_stdlib_folder()))
+
+
+@functools.cache
+def _documents(folder: Path) -> tuple[str, ...]:
     seen: set[str] = set()
     documents = []
-    for paragraphs in _raw_documents(_stdlib_folder()):
+    for paragraphs in _raw_documents(folder):
         kept = [fresh for paragraph in paragraphs if (fresh := _unseen(paragraph, seen))]
         if kept:
             documents.append("\n\n".join(kept))
     if not documents:
         raise InputError(
-            f"The standard library at {_stdlib_folder()} holds no Python source files, from which the demo takes its "
+            f"The standard library at {folder} holds no Python source files, from which the demo takes its "
             "text; run saeflow on a full CPython, or give your own with --set corpus.path=... and model.path=..."
         )
-    return documents
+    return tuple(documents)
 
 
 def stdlib_fingerprint() -> dict[str, str]:

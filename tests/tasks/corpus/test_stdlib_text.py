@@ -1,5 +1,8 @@
+import gc
 import re
+import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -84,6 +87,27 @@ def test_tests_and_installed_packages_are_skipped_and_nothing_is_imported(tmp_pa
         "The one module says this.\n\nA comment that says something, too.",
         "But this is new here.",
     ]
+
+
+def test_two_stages_may_make_it_at_once(tmp_path, monkeypatch) -> None:
+    """Python code that the garbage collector runs, as libraries have it, lets the other thread in amidst a parse."""
+    function = "def f():\n    if 1:\n        for i in range(3):\n            return [[i + 2 * (3 - i)], {4: [5, (6, 7)]}]\n"
+    said = '"""The module says this, {}."""\n'
+    make_library(tmp_path, {f"{i}.py": said.format("abcdefghij"[i]) + 100 * function for i in range(10)})
+    monkeypatch.setattr(stdlib_text, "_stdlib_folder", lambda: tmp_path)
+    thresholds, interval, let_in = gc.get_threshold(), sys.getswitchinterval(), lambda *_: sum(range(30))
+    gc.callbacks.append(let_in)
+    gc.set_threshold(50, 5, 5)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first, second = (threads.submit(stdlib_documents) for _ in range(2))
+            assert first.result() == second.result()
+            assert len(first.result()) == 10
+    finally:
+        gc.callbacks.remove(let_in)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
 
 
 def test_the_fingerprint_follows_the_files(tmp_path, monkeypatch) -> None:
