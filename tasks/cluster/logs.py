@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MOST = 200  # lines that an actor keeps for one answer; of more, the first are left out
 OWN = ("tasks", "sae_core")  # whose every line is of interest; of others, warnings and errors
 AGAIN_SECONDS = 5.0  # before a log that ended early is asked for again
-LAST_SECONDS = 5.0  # for the last lines of a job that is over
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal's, which Ray writes into logs too
 OFTEN = re.compile("Reporting training result|Checkpoint successfully created")  # Ray Train, of each checkpoint
@@ -78,7 +77,8 @@ class Followed:
 
     def __init__(self, client: "JobSubmissionClient", submission_id: str) -> None:
         self._client, self._id = client, submission_id
-        self._told = 0
+        self._told = 0  # lines
+        self._telling = threading.Lock()
         self._over = threading.Event()
         of_run = contextvars.copy_context()  # by which Prefect knows whose a line is
         self._thread = threading.Thread(target=of_run.run, args=(self._follow,), daemon=True)
@@ -90,7 +90,9 @@ class Followed:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
         if kind is None:  # else the job is yet to be stopped, which must not wait
-            self._thread.join(LAST_SECONDS)
+            with contextlib.suppress(Exception):  # Ray looks after a followed log once a second: its end comes late
+                for number, line in enumerate(self._client.get_job_logs(self._id).split("\n"), start=1):
+                    self._tell(number, line)
 
     def _follow(self) -> None:
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # says that a log has ended
@@ -101,18 +103,22 @@ class Followed:
                 return
 
     async def _read(self) -> None:
-        """From the log's first line, since there is no other way; what was told before is passed over."""
-        number, rest = 0, ""
+        """From the log's first line, since there is no other way."""
+        before, rest = 0, ""
         async for text in self._client.tail_job_logs(self._id):
             *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                number += 1
-                if number > self._told:
-                    self._told = number
-                    self._tell(line)
-        self._tell(rest)  # a last line without its end
+            for number, line in enumerate(lines, start=before + 1):
+                self._tell(number, line)
+            before += len(lines)
+        if rest:  # a last line without its end
+            self._tell(before + 1, rest)
 
-    def _tell(self, line: str) -> None:
-        text = COLOUR.sub("", line).rstrip()
-        if text and not OFTEN.search(text):
-            _log.info("%s: %s", self._id, text)
+    def _tell(self, number: int, line: str) -> None:
+        """One line of the log, from 1; what was told before is passed over."""
+        with self._telling:
+            if number <= self._told:
+                return
+            self._told = number
+            text = COLOUR.sub("", line).rstrip()
+            if text and not OFTEN.search(text):
+                _log.info("%s: %s", self._id, text)

@@ -13,6 +13,8 @@ from tasks.artifacts.files import Files, open_files
 from tasks.train.progress import FAULT, Request, read_request, repair_snapshot, write_fault
 
 RESTARTS = 2  # of the workers, after one has died
+IDLE = {"DatasetsCallback"}  # of Ray Data, from which no rows come
+IDLE_ON_ONE_NODE = {"PlacementGroupCleanerCallback"}  # frees what a dead controller held: here the job ends with it
 
 
 def main(url: str) -> int:
@@ -36,10 +38,18 @@ def _fit(url: str, files: Files, request: Request) -> None:
 
     from tasks.train.rank import train_rank
 
+    class Trainer(TorchTrainer):
+        """Without processes of Ray Train that have nothing to do here, but for which the workers would wait."""
+
+        def _create_default_callbacks(self) -> list[Any]:  # not called by a Ray that has none: then they start
+            callbacks = super()._create_default_callbacks()
+            idle = IDLE if request.ray_address is None else IDLE | IDLE_ON_ONE_NODE
+            return [callback for callback in callbacks if type(callback).__name__ not in idle]
+
     # What the workers print ends in the job's log, and so with whoever waits for the job.
     ray.init(address=request.ray_address, log_to_driver=True, logging_level="ERROR")
     remote = getattr(files, "fs", None)
-    TorchTrainer(
+    Trainer(
         train_rank,
         train_loop_config={"url": url},
         torch_config=TorchConfig(backend="nccl" if request.gpu else "gloo"),

@@ -91,7 +91,7 @@ def test_tests_and_installed_packages_are_skipped_and_nothing_is_imported(tmp_pa
 
 def test_two_stages_may_make_it_at_once(tmp_path, monkeypatch) -> None:
     """Python code that the garbage collector runs, as libraries have it, lets the other thread in amidst a parse."""
-    function = "def f():\n    if 1:\n        for i in range(3):\n            return [[i + 2 * (3 - i)], {4: [5, (6, 7)]}]\n"
+    function = "def f():\n if 1:\n  for i in range(3):\n   return [[i + 2 * (3 - i)], {4: [5, (6, 7)]}]\n"
     said = '"""The module says this, {}."""\n'
     make_library(tmp_path, {f"{i}.py": said.format("abcdefghij"[i]) + 100 * function for i in range(10)})
     monkeypatch.setattr(stdlib_text, "_stdlib_folder", lambda: tmp_path)
