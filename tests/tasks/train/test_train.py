@@ -266,10 +266,10 @@ def test_settings_that_do_not_go_together_are_one_sentence(settings, message):
 
 
 def test_the_architectures_and_their_settings_are_those_of_sae_core():
-    assert set(get_args(spec_module.Architecture)) == set(get_args(config_module.Architecture)) - {"transcoder"}
+    assert set(get_args(spec_module.Architecture)) == set(get_args(config_module.Architecture))
     for name, architectures in config_module.CONCERNED.items():
         if name in spec_module.CONCERNED:
-            assert set(spec_module.CONCERNED[name]) == set(architectures) - {"transcoder"}
+            assert set(spec_module.CONCERNED[name]) == set(architectures)
     for name in spec_module.OF_THE_SAE:
         assert config_module.SAEConfig.model_fields[name].default is None
     for architecture in get_args(spec_module.Architecture):
