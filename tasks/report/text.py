@@ -64,7 +64,7 @@ def lede(config: Json, inputs: Mapping[str, Artifact], table: Json, measured: Js
 
 def sites(config: Json) -> str:
     """The site that an autoencoder's cfg.json names, and a transcoder's target."""
-    return " -> ".join(config["metadata"][name] for name in ("site", "target") if name in config["metadata"])
+    return " → ".join(config["metadata"][name] for name in ("site", "target") if name in config["metadata"])
 
 
 def _in_words(site: str | None) -> str:
@@ -177,6 +177,8 @@ def _sparsity(sae: Json) -> list[tuple[str, str]]:
     name, many = _architecture(sae)
     how = "at most" if many.startswith("at most") else "on average"
     kept = [(f"Active per token, {how} (k)", write(sae["k"]))] if sae["k"] else []
+    if sae.get("skip"):
+        name += " with a linear skip"
     return kept if name == "TopK" else [("Architecture", name), *kept]
 
 

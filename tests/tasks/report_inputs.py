@@ -49,7 +49,7 @@ def example(latent, role, row, tokens, hit, activation, word=None):
     )
 
 
-def report_inputs(store, latents=40, **architecture):
+def report_inputs(store, latents=40, target=None, **architecture):
     """Latents 0..n-1 with falling scores; the last is dead, the one before it has too few examples; 3 is hostile."""
     last = latents - 1
     alive = [latent != last for latent in range(latents)]
@@ -81,6 +81,7 @@ def report_inputs(store, latents=40, **architecture):
     columns = {name: [row[name] for row in examples] for name in COLUMNS}
     columns["role"] = pa.array(columns["role"], pa.string()).dictionary_encode()
     config = {"schema": 1, "sae": {"d_in": 8, "n_latents": latents, "k": 2, "normalization": "none"} | architecture}
+    metadata = {"site": "resid_post.1"} | ({"target": target} if target else {})
     history = {"step": list(range(50)), "loss": [100 / (step + 1) for step in range(50)], "fvu": [0.5] * 49 + [None]}
     spread = {"low": [s and s - 0.05 for s in scores], "high": [s and s + 0.05 for s in scores]}
     status = ["scored" if ok else "too few" for ok in scored]
@@ -93,7 +94,7 @@ def report_inputs(store, latents=40, **architecture):
         "sae": given(
             store,
             "train",
-            {"cfg.json": config | {"metadata": {"site": "resid_post.1"}}, "history.parquet": history},
+            {"cfg.json": config | {"metadata": metadata}, "history.parquet": history},
             {"steps": 50},
         ),
         "metrics": given(

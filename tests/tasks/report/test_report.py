@@ -37,6 +37,10 @@ def test_every_curve_is_a_column_of_the_training_history():
         ({"architecture": "batch_topk"}, "A BatchTopK sparse autoencoder", "2 on average of 40 latents"),
         ({"architecture": "relu", "k": 0}, "A ReLU sparse autoencoder", "2 on average of 40 latents"),
         ({"architecture": "matryoshka", "selection": "row"}, "A Matryoshka sparse", "at most 2 of 40 latents"),
+        (
+            {"architecture": "transcoder", "skip": True, "target": "mlp_out.2"},
+            "(counted from 0), predicts the output of the MLP in layer 2 and writes", "transcoder with a linear skip",
+        ),
     ],
 )
 def test_it_says_which_kind_of_autoencoder_it_is_about(tmp_path, sae, said, fact):
