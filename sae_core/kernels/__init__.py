@@ -2,7 +2,7 @@
 
     step.py         what a step is to the trainer
     reference.py    plain torch: any architecture, device and dtype (float64 too), dense gradients
-    cpu.py          where k is given, in fp32 on a CPU: all but the encoder's matmul in compiled loops
+    cpu.py          FUSED architectures in fp32 on a CPU: all but the encoder's matmul in compiled loops
                     (cpu_rounded.py, cpu_top_k.py, cpu_batch_top_k.py,
                     cpu_loops.py)
     gpu.py          the same on a GPU, in Triton (gpu_top_k.py, gpu_batch_top_k.py, gpu_decode.py,
@@ -18,12 +18,17 @@ from importlib.util import find_spec
 import torch
 from torch import distributed as dist
 
+from sae_core.architectures.batch_topk import BatchTopKSAE
+from sae_core.architectures.matryoshka import MatryoshkaSAE
+from sae_core.architectures.transcoder import Transcoder
 from sae_core.kernels import ranks
 from sae_core.kernels.reference import DenseStep
 from sae_core.kernels.step import Found, Moments, Precision, Step, StepOptions
-from sae_core.sae import SAE
+from sae_core.sae import SAE, TopKSAE
 
-__all__ = ["Found", "Moments", "Precision", "Step", "StepOptions", "step_for"]
+__all__ = ["FUSED", "Found", "Moments", "Precision", "Step", "StepOptions", "step_for"]
+
+FUSED = (TopKSAE, BatchTopKSAE, MatryoshkaSAE, Transcoder)  # themselves: what derives from them may have another loss
 
 
 def step_for(
@@ -37,7 +42,7 @@ def step_for(
     tensors = [*sae.parameters(), *(tensor for pair in moments.values() for tensor in pair)]
     device = sae.W_enc.device
     plain = all(t.device == device and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    if plain and sae.config.k and not sae.config.multi_topk and options.clip_norm is None:
+    if plain and type(sae) in FUSED and not sae.config.multi_topk and options.clip_norm is None:
         if device.type == "cpu":
             from sae_core.kernels import cpu  # numba takes a second to import
 

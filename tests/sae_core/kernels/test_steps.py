@@ -142,6 +142,9 @@ def test_each_architecture_dtype_and_machine_gets_its_step(monkeypatch):
     assert kind(TopKSAE(config).double()) is DenseStep
     assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="batch_topk"))) is FusedStep
     assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="matryoshka"))) is FusedStep
+    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, architecture="transcoder", d_out=3))) is FusedStep
+    assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, k=2, multi_topk=True))) is DenseStep
     assert kind(make_sae(SAEConfig(d_in=4, n_latents=8, architecture="gated"))) is DenseStep
+    assert kind(type("Derived", (TopKSAE,), {})(config)) is DenseStep
     monkeypatch.setattr(cpu, "available", lambda: False)
     assert kind(TopKSAE(config)) is DenseStep
