@@ -145,10 +145,8 @@ class FusedStep:
             self._d_values_P,
         )
         squared_error, squared_norm, squared_errors = self._sums_R3.sum(0).tolist()
-        if self._skip:
-            squared_norm = float((self._wanted_BE + sae.b_pre + self._inputs_BD @ self._skip[0].t()).square().sum())
         if target_BD is not x_BD:
-            squared_norm += float(self._inputs_BD.square().sum())
+            squared_norm = float(ranks.squared_norm(x_BD, target_BD, self._group))
         sums = [squared_error / options.variance, 0.0, squared_norm]
         self._dead_place_N.fill(-1)
         self._dead = self._nobody

@@ -95,7 +95,8 @@ class TritonStep:
         dead_M = self._dead_latents.of(dead_N) if options.auxiliary > 0 else None
         wanted_BD = torch.sub(target_BD, sae.b_pre, out=self._wanted_BD[self._own])
         if self._skip:
-            wanted_BD -= self._skipped(x_BD)
+            with _tf32(options.precision != "fp32"):
+                wanted_BD -= x_BD @ self._skip[0].t()
         if not sae.config.subtracts_pre_bias:
             self._inputs_BD[self._own] = x_BD
         _, W_dec, _, error_GBD = self._factors()
@@ -111,10 +112,8 @@ class TritonStep:
             self._pairs = pairs = Pairs.of(*codes, len(sae.b_enc))
             holds = chosen.holds()
         squared_error, squared_norm, squared_errors = sums_B3.sum(0, dtype=torch.float64)
-        if self._skip:
-            squared_norm = (self._wanted_BD + sae.b_pre + self._skipped(self._inputs_BD)).square().sum().double()
         if target_BD is not x_BD:
-            squared_norm += self._inputs_BD.square().sum()
+            squared_norm = ranks.squared_norm(x_BD, target_BD, self._group)
         auxiliary_error = torch.zeros_like(squared_error)
         self._dead = self._no_gradients(0)
         if dead_M is not None and len(dead_M):
@@ -124,12 +123,6 @@ class TritonStep:
         if self.figures == SUMS:
             sums += [squared_errors / options.variance + options.auxiliary * sums[1], torch.zeros_like(squared_norm)]
         return Found(torch.stack(sums), pairs.starts_N1.diff().long())
-
-    def _skipped(self, x_BD: Tensor) -> Tensor:
-        """What a transcoder's linear path makes of rows."""
-        assert self._skip is not None, "this autoencoder has one"
-        with _tf32(self._options.precision != "fp32"):
-            return x_BD @ self._skip[0].t()
 
     def _exchange(self, group: "dist.ProcessGroup") -> None:
         """Every rank's rows and codes on every rank."""

@@ -19,6 +19,14 @@ def share(rows: int, group: "dist.ProcessGroup | None") -> slice:
     return slice(rank * (rows // world), (rank + 1) * (rows // world))
 
 
+def squared_norm(x_BD: Tensor, target_BD: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    """||x||^2 + ||target||^2 over the rows of all ranks, a float64 scalar: not finite unless what was given is."""
+    total = (x_BD.square().sum() + target_BD.square().sum()).double()
+    if group:
+        dist.all_reduce(total, group=group)
+    return total
+
+
 def gather(whole: Tensor, own: slice, group: "dist.ProcessGroup") -> None:
     """Fills `whole`, a tensor with the rows of the global batch, from each rank's own rows of it."""
     dist.all_gather_into_tensor(whole, whole[own].clone(), group=group)

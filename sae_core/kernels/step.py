@@ -35,7 +35,10 @@ class AdamW(NamedTuple):
     keep: Any  # 1 - lr x weight decay
 
     def move(self, weight: Tensor, moments: Moments, gradient: Tensor) -> None:
-        """One update of a parameter in plain torch, in place: for the small ones."""
+        """One update in plain torch, in place, of a parameter with its moments and gradient, all of one shape.
+
+        Loshchilov & Hutter 2019, algorithm 2; for what is small, where kernels of its own would gain nothing.
+        """
         mean, square = moments
         mean.mul_(self.beta1).add_(gradient, alpha=self.rest1)
         square.mul_(self.beta2).addcmul_(gradient, gradient, value=self.rest2)

@@ -95,7 +95,7 @@ def start(sae: "SAE", rows: "Rows", artifact: Artifact, pre_bias_from: str | Non
     """Sets pre-bias and scales from the data; returns the total variance, all where the loss is taken.
 
     The pre-bias is the mean, or the geometric median of SAMPLE_ROWS rows (Bricken et al. 2023), where it is subtracted
-    before encoding, else zero, as the published recipes have it; a transcoder's, which it adds alone, is its target's.
+    before encoding, else zero, as the published recipes have it; of its target where a transcoder only adds it.
     llama3_interpretability_sae measured the mean of raw activations and used it after standardising; here both are the
     same space. Scale: E||x|| = sqrt(d) (Anthropic, April 2024 update).
     """

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from sae_core import SAEConfig, capture, make_sae, save_sae
+from sae_core import SAEConfig, capture, make_sae, metrics, save_sae, splice
 from tasks.artifacts import Artifact, Store
 from tasks.errors import InputError
 from tasks.evaluate import EVALUATE, EvaluateSpec
@@ -111,6 +111,40 @@ def test_a_transcoder_is_measured_at_its_target(store, inputs, keeps):
     assert found["ce_spliced"]["value"] == pytest.approx(reached["value"], abs=1e-6)
     assert found["ce_ablated"]["value"] != pytest.approx(found["ce"]["value"], abs=1e-3)
     assert found["l0"]["value"] <= 2
+
+
+def test_a_transcoder_reads_its_site_and_acts_at_its_target(store, inputs):
+    """An MLP's input and output have nothing in common: any matrix as the skip says which was read, which replaced."""
+    site, target = "mlp_in.1", "mlp_out.1"
+    index = inputs["rows"].json("index.json") | {"site": site, "target": {"site": target, "d": D}}
+    M_DD = torch.randn(D, D, generator=torch.Generator().manual_seed(0)) / D**0.5
+    model = LlamaForCausalLM.from_pretrained(inputs["model"].folder()).eval()
+    pairs, losses = [], []
+    for prompt in held_out():
+        ids = torch.tensor([prompt])
+        with capture(model, [site, target]) as forward:
+            found = forward(input_ids=ids)
+        pairs.append(torch.cat([found[site][0, 1:], found[target][0, 1:]], dim=1))
+        if len(prompt) >= 3:
+            made_1LD = found[target].clone()
+            made_1LD[0, 1:] = found[site][0, 1:] @ M_DD.t()
+            with torch.no_grad(), splice(model, target, lambda _, made_1LD=made_1LD: made_1LD):
+                logits = model(input_ids=ids).logits[0, 1:-1]
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 2:], reduction="none"))
+    rows_BD = torch.cat(pairs).bfloat16()
+
+    def write_rows(path) -> None:
+        save_file({"activations": rows_BD}, path / "validation-00000.safetensors")
+        (path / "index.json").write_text(json.dumps(index | {"groups": [{"name": "validation-00000.safetensors"}]}))
+
+    sae = make_sae(SAEConfig(d_in=D, n_latents=8, k=2, architecture="transcoder", skip=True)).requires_grad_(False)
+    sae.W_skip.copy_(M_DD)
+    transcoder = made(store, "transcoder-any", lambda path: save_sae(sae, path))
+    measured = evaluated(store, inputs | {"rows": made(store, "preprocess-mlp", write_rows)}, transcoder)
+    x_BD, target_BD = rows_BD.float().split(D, dim=1)
+    assert measured["fvu"]["value"] == pytest.approx(metrics.fvu(target_BD, x_BD @ M_DD.t()), rel=1e-5)
+    assert measured["ce_spliced"]["value"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    assert measured["ce_spliced"]["value"] != pytest.approx(measured["ce"]["value"], rel=1e-4)
 
 
 def test_coactivation_is_that_of_the_held_out_activations(store, inputs):
